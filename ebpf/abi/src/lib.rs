@@ -1,0 +1,289 @@
+//! The types that mantled's kernel programs and user space share.
+//!
+//! Everything here is plain old data with explicit padding: a map's value is copied as bytes
+//! between two compilers, so no type may hold a hole, a pointer or a Rust enum. Addresses are
+//! always sixteen bytes in network order, IPv4 as `::ffff:a.b.c.d`; ports are in host order.
+//!
+//! The layout is versioned by [`VERSION`], which is part of the pins' path: a daemon never reads
+//! maps that another layout wrote.
+#![no_std]
+#![forbid(unsafe_code)]
+
+/// Version of this layout; any change to a type below raises it.
+pub const VERSION: u32 = 1;
+
+/// An IP address: sixteen bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
+///
+/// Words rather than bytes, because that is how the kernel's context structures hold them.
+pub type Address = [u32; 4];
+
+/// Third word of an IPv4-mapped [`Address`], `0x0000ffff` in network order.
+pub const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+/// How deep below the root of the cgroup tree an enrolled group may lie. The kernel programs look
+/// at this many ancestors of a task; enrolment refuses what lies deeper. The verifier unrolls
+/// the loop, so the number is small; Kubernetes' pods lie five deep.
+pub const MAX_DEPTH: u32 = 12;
+
+/// What the kernel programs need to know of the daemon: the only entry of map `CONFIG`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Network namespace in which the daemon listens (`SO_NETNS_COOKIE`). Sockets of another
+    /// namespace have no proxy to go to.
+    pub netns: u64,
+    /// Value that the daemon put into the socket storage of its liveness socket. Only who can
+    /// write the map can be taken for the daemon; holding the port is not enough. Never zero.
+    pub instance: u64,
+    /// Port of the proxy's listeners on 127.0.0.1 and ::1.
+    pub proxy_port: u16,
+    /// Port of the liveness socket on 127.0.0.1. It is closed when the daemon dies.
+    pub liveness_port: u16,
+    /// Non-zero: programs write to the aya-log ring buffer.
+    pub debug: u32,
+}
+
+/// An enrolled cgroup: value of map `GROUPS`, whose key is the cgroup's id (`u64`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// One of the `MODE_` constants.
+    pub mode: u32,
+    /// One of the `DOWN_` constants.
+    pub on_daemon_down: u32,
+    /// One of the `INBOUND_` constants.
+    pub inbound: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// Connections are redirected; a plaintext way out is allowed and recorded.
+pub const MODE_OBSERVE: u32 = 1;
+/// Connections are redirected; whatever else the group sends is dropped.
+pub const MODE_ENFORCE: u32 = 2;
+
+/// Without a daemon, connections are refused.
+pub const DOWN_CLOSED: u32 = 0;
+/// Without a daemon, connections go where the agent wanted, unprotected.
+pub const DOWN_OPEN: u32 = 1;
+
+/// Replies of servers inside the group are dropped.
+pub const INBOUND_REFUSE: u32 = 0;
+/// Replies of TCP servers inside the group pass.
+pub const INBOUND_ALLOW: u32 = 1;
+
+/// What was decided about a socket: value of the socket storage `SOCKETS`.
+///
+/// The egress program trusts `verdict` together with `destination` and `port`: a packet of this
+/// socket to somewhere else is not covered by it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Socket {
+    /// One of the `VERDICT_` constants.
+    pub verdict: u32,
+    /// Port of the listener that a redirected socket was sent to.
+    pub via_port: u32,
+    /// The connection as the agent asked for it. For `VERDICT_OWNED` only the process is set.
+    pub flow: Flow,
+}
+
+/// Created by a task of an enrolled group; nothing else decided yet.
+pub const VERDICT_OWNED: u32 = 1;
+/// Goes to the proxy.
+pub const VERDICT_REDIRECTED: u32 = 2;
+/// Goes straight to a destination that the operator listed under `bypass`.
+pub const VERDICT_BYPASSED: u32 = 3;
+/// Goes straight to a resolver.
+pub const VERDICT_RESOLVER: u32 = 4;
+/// Goes straight because the daemon is down and the operator chose `open`.
+pub const VERDICT_FAILED_OPEN: u32 = 5;
+
+/// One redirected connection: who made it and where it was going. Value of map `SESSIONS`, whose
+/// key is the socket's cookie (`u64`).
+///
+/// An entry is made when the connection starts and removed by user space when the connection's
+/// record is written, so at any time the map holds exactly the connections that lack a record;
+/// a daemon that was killed finds here what it owes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// `SO_COOKIE` of the agent's socket.
+    pub cookie: u64,
+    /// `SO_NETNS_COOKIE` of the agent's socket.
+    pub netns: u64,
+    /// Cgroup of the task that called connect().
+    pub cgroup: u64,
+    /// The enrolled cgroup that it belongs to: the deepest one.
+    pub group: u64,
+    /// `CLOCK_MONOTONIC` at connect(), nanoseconds.
+    pub at: u64,
+    /// Where the agent was going.
+    pub destination: Address,
+    /// Local address that the agent had bound; all zero where it had not.
+    pub source: Address,
+    /// Port of `destination`.
+    pub port: u32,
+    /// Mode of the group at connect().
+    pub mode: u32,
+    /// Process (thread group) id, in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id, likewise.
+    pub tid: u32,
+    /// User id, in the initial user namespace.
+    pub uid: u32,
+    /// Group id, likewise.
+    pub gid: u32,
+    /// `SO_BINDTOIFINDEX` of the agent's socket, 0 for none; the proxy dials by the same device.
+    pub device: u32,
+    /// `SO_MARK` of the agent's socket, 0 for none; the proxy dials with the same mark.
+    pub mark: u32,
+    /// Name of the task (`/proc/PID/comm`), NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// Key of map `FLOWS`: what accept() can know of a peer. The value is the socket's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// `SO_NETNS_COOKIE`.
+    pub netns: u64,
+    /// Source address of the connection to the proxy.
+    pub address: Address,
+    /// Its port.
+    pub port: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// Key of map `UNREACHABLE`: a destination that the proxy could not dial a moment ago.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// `SO_NETNS_COOKIE` of the dialling namespace.
+    pub netns: u64,
+    /// Address.
+    pub address: Address,
+    /// Port.
+    pub port: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// Value of map `UNREACHABLE`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unreachable {
+    /// `CLOCK_MONOTONIC` until which the entry counts, nanoseconds.
+    pub until: u64,
+    /// The errno (positive) that connect() gives.
+    pub errno: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// How many ports one bypassed prefix may name, those of the prefixes around it included.
+pub const BYPASS_PORTS: usize = 16;
+
+/// Value of maps `BYPASS4` and `BYPASS6`, keyed by prefix. The kernel finds the longest prefix
+/// only, so user space adds to each the ports of those that contain it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bypass {
+    /// How many of `ports` count; 0: every port and every protocol.
+    pub count: u32,
+    /// Ports, host order.
+    pub ports: [u16; BYPASS_PORTS],
+}
+
+/// Something that user space should hear of; what the ring buffer `EVENTS` carries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// One of the `EVENT_` constants.
+    pub kind: u32,
+    /// IP protocol number.
+    pub protocol: u32,
+    /// The enrolled cgroup.
+    pub group: u64,
+    /// `SO_COOKIE` of the socket, 0 where unknown.
+    pub cookie: u64,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub at: u64,
+    /// Destination.
+    pub destination: Address,
+    /// Its port; 0 where the protocol has none.
+    pub port: u32,
+    /// Process that owns the socket; 0 where unknown.
+    pub pid: u32,
+    /// Its user id.
+    pub uid: u32,
+    /// Explicit padding.
+    pub pad: u32,
+    /// Its name, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// A packet was dropped on its way out.
+pub const EVENT_DROPPED: u32 = 1;
+/// connect() or sendto() of something other than TCP was refused.
+pub const EVENT_DATAGRAM_REFUSED: u32 = 2;
+/// connect() was refused because the daemon is down.
+pub const EVENT_DOWN_REFUSED: u32 = 3;
+/// connect() went out unprotected because the daemon is down.
+pub const EVENT_DOWN_PASSED: u32 = 4;
+/// connect() was refused because the socket's network namespace has no listener.
+pub const EVENT_NAMESPACE_REFUSED: u32 = 5;
+
+/// Declares the counters once: their indexes in map `COUNTERS`, their names and their number.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        counters!(@index 0u32; $($(#[$doc])* $name)*);
+        /// Name of each counter, by index.
+        pub const COUNTER_NAMES: &[&str] = &[$($text),*];
+    };
+    (@index $n:expr; $(#[$doc:meta])* $name:ident $($rest:tt)*) => {
+        $(#[$doc])* pub const $name: u32 = $n;
+        counters!(@index $n + 1; $($rest)*);
+    };
+    (@index $n:expr;) => {
+        /// How many counters there are.
+        pub const COUNTERS: u32 = $n;
+    };
+}
+
+counters! {
+    /// connect() calls sent to the proxy.
+    COUNT_REDIRECTED = "redirected",
+    /// connect() calls to the host itself.
+    COUNT_LOCAL = "local",
+    /// connect() calls to a bypassed destination.
+    COUNT_BYPASSED = "bypassed",
+    /// connect() calls to a resolver.
+    COUNT_RESOLVER = "resolver",
+    /// connect() calls refused because the daemon is down.
+    COUNT_DOWN_REFUSED = "down_refused",
+    /// connect() calls that went unprotected because the daemon is down.
+    COUNT_DOWN_PASSED = "down_passed",
+    /// connect() calls refused because the network namespace has no listener.
+    COUNT_NAMESPACE_REFUSED = "namespace_refused",
+    /// connect() calls from another network namespace in observe mode, left alone.
+    COUNT_NAMESPACE_PASSED = "namespace_passed",
+    /// connect() calls answered from the memory of failed dials.
+    COUNT_UNREACHABLE = "unreachable",
+    /// connect() calls refused because there was no memory to remember the destination.
+    COUNT_NO_STORAGE = "no_storage",
+    /// Connections published for the proxy.
+    COUNT_PUBLISHED = "published",
+    /// Connections that could not be published because a map was full; the proxy refuses them.
+    COUNT_MAP_FULL = "map_full",
+    /// Published connections that were never established.
+    COUNT_NOT_ESTABLISHED = "not_established",
+    /// connect() and sendto() calls of other protocols, refused.
+    COUNT_DATAGRAM_REFUSED = "datagram_refused",
+    /// Packets dropped on their way out.
+    COUNT_DROPPED = "dropped",
+    /// Packets of servers inside a group, dropped (`inbound = "refuse"`).
+    COUNT_INBOUND_DROPPED = "inbound_dropped",
+    /// Events lost because the ring buffer was full.
+    COUNT_EVENT_LOST = "event_lost",
+}

@@ -1,0 +1,170 @@
+//! The backstop: what an enforced group sends past the proxy is dropped.
+//!
+//! It runs for every packet of the group's sockets (a socket belongs to the cgroup in which it
+//! was made). Loopback never leaves the host. Everything else must be covered by a decision of
+//! connect() that this very socket carries, or by the operator's list. The mark is trusted for
+//! TCP only: a datagram socket can send anywhere at any time.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, bpf_sock},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        bpf_get_socket_cookie, bpf_sk_fullsock,
+    },
+    programs::{SkBuffContext, SockContext},
+};
+use mantled_abi::{
+    Address, COUNT_DROPPED, COUNT_INBOUND_DROPPED, EVENT_DROPPED, Flow, INBOUND_ALLOW, MAPPED,
+    MODE_ENFORCE, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_OWNED, VERDICT_RESOLVER,
+};
+
+use crate::{
+    connect::{is_bypassed, is_resolver},
+    context::{TCP_LISTEN, is_local, load, load_pointer},
+    event::tell,
+    group,
+    maps::{INBOUND, SOCKETS, count},
+};
+
+/// The packet goes on.
+const PASS: i32 = 1;
+/// The packet is dropped; a sender in the system call sees EPERM.
+const DROP: i32 = 0;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const DNS: u16 = 53;
+
+/// `TCP_SYN_RECV` of the kernel's socket states.
+const SYN_RECV: u32 = 3;
+
+/// What the backstop reads of a packet.
+struct Packet {
+    destination: Address,
+    protocol: u8,
+    /// 0 where the protocol has none, or where headers stand before it.
+    port: u16,
+}
+
+/// A socket is made by a task of an enrolled group: note who, for the events of packets that are
+/// sent when nobody's system call is running.
+#[inline(always)]
+pub fn own(ctx: &SockContext) -> i32 {
+    let task = bpf_get_current_pid_tgid();
+    let user = bpf_get_current_uid_gid();
+    let mut state = Socket {
+        verdict: VERDICT_OWNED,
+        flow: Flow {
+            pid: (task >> 32) as u32,
+            tid: task as u32,
+            uid: user as u32,
+            gid: (user >> 32) as u32,
+            comm: bpf_get_current_comm().unwrap_or_default(),
+            ..Flow::default()
+        },
+        ..Socket::default()
+    };
+    // Without memory the events lack a process, nothing else.
+    let _ = SOCKETS.get_or_insert(ctx.sock, &mut state);
+    PASS
+}
+
+/// Entry: see the module.
+#[inline(always)]
+pub fn judge(ctx: &SkBuffContext) -> i32 {
+    let Some(packet) = read(ctx) else { return DROP };
+    if is_local(&packet.destination) {
+        return PASS;
+    }
+    let Some(enrolled) = group::of_packet(ctx.skb.skb) else {
+        return PASS;
+    };
+    if enrolled.group.mode != MODE_ENFORCE
+        || is_bypassed(&packet.destination, packet.port)
+        || (packet.port == DNS
+            && packet.protocol == UDP
+            && is_resolver(&packet.destination))
+    {
+        return PASS;
+    }
+
+    let sk = full_socket(ctx);
+    let mut flow = Flow::default();
+    if !sk.is_null() {
+        if let Some(state) = SOCKETS.get(sk) {
+            if packet.protocol == TCP && covers(state, &packet) {
+                return PASS;
+            }
+            flow.pid = state.flow.pid;
+            flow.uid = state.flow.uid;
+            flow.comm = state.flow.comm;
+        }
+        if packet.protocol == TCP && is_inbound(sk) {
+            if enrolled.group.inbound == INBOUND_ALLOW {
+                return PASS;
+            }
+            count(COUNT_INBOUND_DROPPED);
+            return DROP;
+        }
+    }
+    count(COUNT_DROPPED);
+    flow.group = enrolled.id;
+    // SAFETY: the helper takes the context.
+    flow.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    flow.destination = packet.destination;
+    flow.port = u32::from(packet.port);
+    tell(EVENT_DROPPED, u32::from(packet.protocol), &flow);
+    DROP
+}
+
+/// Does connect()'s decision about this socket cover this packet?
+#[inline(always)]
+fn covers(state: &Socket, packet: &Packet) -> bool {
+    matches!(state.verdict, VERDICT_BYPASSED | VERDICT_RESOLVER | VERDICT_FAILED_OPEN)
+        && state.flow.destination == packet.destination
+        && state.flow.port == u32::from(packet.port)
+}
+
+/// Is this the socket of a server inside the group? A listener's SYN-ACK is seen with the
+/// listener as its socket; the mark put on it then is inherited by the sockets that accept()
+/// returns.
+#[inline(always)]
+fn is_inbound(sk: *mut bpf_sock) -> bool {
+    let state = load!(sk, bpf_sock, state);
+    if state == TCP_LISTEN || state == SYN_RECV {
+        let _ = INBOUND.get_or_insert(sk, &mut 1);
+        return true;
+    }
+    INBOUND.get(sk).is_some()
+}
+
+#[inline(always)]
+fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+    let sk = load_pointer!(ctx.skb.skb, __sk_buff, __bindgen_anon_2) as *mut bpf_sock;
+    if sk.is_null() {
+        return sk;
+    }
+    // SAFETY: not null; the helper gives null for what is no full socket.
+    unsafe { bpf_sk_fullsock(sk) }
+}
+
+/// Reads the headers; None where they are cut short.
+#[inline(always)]
+fn read(ctx: &SkBuffContext) -> Option<Packet> {
+    let first: u8 = ctx.load(0).ok()?;
+    let (destination, protocol, transport) = if first >> 4 == 4 {
+        let destination: u32 = ctx.load(16).ok()?;
+        ([0, 0, MAPPED, destination], ctx.load(9).ok()?, usize::from(first & 0xf) * 4)
+    } else {
+        // Extension headers hide the protocol: such a packet is no TCP to this program, so it
+        // passes only to a bypassed prefix without ports.
+        let destination: Address = ctx.load(24).ok()?;
+        (destination, ctx.load(6).ok()?, 40)
+    };
+    let port = match protocol {
+        TCP | UDP => u16::from_be(ctx.load(transport + 2).ok()?),
+        _ => 0,
+    };
+    Some(Packet { destination, protocol, port })
+}

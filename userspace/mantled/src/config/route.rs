@@ -1,0 +1,230 @@
+//! `[[route]]`: how connections to some destination are made safe.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rustls::pki_types::ServerName;
+
+use super::error::quoted;
+use super::field::{At, Field, Span, Tables, Words};
+use super::raw::RawRoute;
+use super::reader::Reader;
+use super::trust::{RawTrust, Trust};
+
+/// One route. It matches on an address, a port, or both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    cidr: Option<IpNet>,
+    port: Option<u16>,
+    protocol: Option<Protocol>,
+    tls: TlsMode,
+    server_name: Option<ServerName<'static>>,
+    upstream_port: Option<u16>,
+    trust: Option<Trust>,
+}
+
+impl Route {
+    /// Whether it is for connections to this address; an IPv4-mapped address counts as IPv4.
+    pub fn matches(&self, address: IpAddr, port: u16) -> bool {
+        self.port.is_none_or(|own| own == port)
+            && self
+                .cidr
+                .is_none_or(|cidr| cidr.contains(&address.to_canonical()))
+    }
+
+    /// The destinations; `None`: all.
+    pub fn cidr(&self) -> Option<IpNet> {
+        self.cidr
+    }
+
+    /// The port that the agent connects to; `None`: all.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// What is spoken there; `None`: to be detected.
+    pub fn protocol(&self) -> Option<Protocol> {
+        self.protocol
+    }
+
+    /// How to get to TLS.
+    pub fn tls(&self) -> TlsMode {
+        self.tls
+    }
+
+    /// What the certificate must prove; `None`: what the agent asked for.
+    pub fn server_name(&self) -> Option<&ServerName<'static>> {
+        self.server_name.as_ref()
+    }
+
+    /// The port to dial; `None`: that which the agent connects to.
+    pub fn upstream_port(&self) -> Option<u16> {
+        self.upstream_port
+    }
+
+    /// What replaces the file's `[tls]`, already merged with it; `None`: nothing does.
+    pub fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
+    }
+}
+
+/// What an operator says is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// PostgreSQL
+    Postgresql,
+    /// HTTP/1
+    Http,
+    /// HTTP/2, with prior knowledge
+    Http2,
+    /// Redis
+    Redis,
+    /// Bytes that nobody looks at
+    Opaque,
+}
+
+impl Words for Protocol {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("postgresql", Self::Postgresql),
+        ("http", Self::Http),
+        ("http2", Self::Http2),
+        ("redis", Self::Redis),
+        ("opaque", Self::Opaque),
+    ];
+}
+
+/// How to get from the agent's plaintext to TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TlsMode {
+    /// As the protocol does it.
+    #[default]
+    Auto,
+    /// A handshake at once.
+    Implicit,
+    /// The protocol's own request, then a handshake.
+    Starttls,
+    /// The agent speaks TLS, or SSH, itself.
+    Passthrough,
+    /// Plaintext is let out: an exception to the first promise.
+    Exempt,
+}
+
+impl Words for TlsMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("implicit", Self::Implicit),
+        ("starttls", Self::Starttls),
+        ("passthrough", Self::Passthrough),
+        ("exempt", Self::Exempt),
+    ];
+    const LATER: &'static [(&'static str, &'static str)] = &[(
+        "terminate",
+        "write `tls = \"passthrough\"` if the agent speaks TLS itself",
+    )];
+}
+
+/// All routes, in order; `base` is the file's `[tls]`.
+pub(super) fn resolve(
+    reader: &mut Reader,
+    tables: Field<Tables<RawRoute>>,
+    base: &Trust,
+) -> Vec<Route> {
+    reader
+        .tables("route", tables)
+        .into_iter()
+        .map(|raw| route(reader, raw, base))
+        .collect()
+}
+
+fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trust) -> Route {
+    let hint = "host routes come with name learning; write `cidr` and `server_name`";
+    reader.later("host", &raw.host, hint);
+    let hint = "remove it; write `roots` to narrow down who may sign the certificate";
+    reader.later("pins", &raw.pins, hint);
+    if [raw.cidr.span(), raw.port.span(), raw.host.span()]
+        .iter()
+        .all(Option::is_none)
+    {
+        let hint = "write `cidr = \"192.0.2.0/24\"`, `port = 5432`, or both";
+        reader.missing(
+            &span,
+            "`[[route]]` matches no destination in particular",
+            hint,
+        );
+    }
+
+    let tls_span = raw.tls.span();
+    let verifying = [
+        ("server_name", raw.server_name.span()),
+        ("roots", raw.roots.span()),
+        ("client_certificate", raw.client_certificate.span()),
+        ("min_version", raw.min_version.span()),
+    ];
+    let route = Route {
+        cidr: reader.cidr("cidr", raw.cidr).map(|at| at.value),
+        port: reader.port("port", raw.port),
+        protocol: reader.word("protocol", raw.protocol),
+        tls: reader.word("tls", raw.tls).unwrap_or_default(),
+        server_name: server_name(reader, raw.server_name),
+        upstream_port: reader.port("upstream_port", raw.upstream_port),
+        trust: RawTrust {
+            roots: raw.roots,
+            min_version: raw.min_version,
+            client_certificate: raw.client_certificate,
+            client_key: raw.client_key,
+        }
+        .resolve(reader, base),
+    };
+    if let Some(span) = tls_span {
+        contradictions(reader, &span, &route, &verifying);
+    }
+    route
+}
+
+/// Tells of keys that say the opposite of `tls`.
+fn contradictions(
+    reader: &mut Reader,
+    tls: &Span,
+    route: &Route,
+    verifying: &[(&str, Option<Span>)],
+) {
+    match (route.tls, route.protocol) {
+        (TlsMode::Exempt, _) => {
+            for (key, span) in verifying {
+                if let Some(span) = span {
+                    let message = format!("`{key}` verifies nothing where `tls = \"exempt\"`");
+                    reader.error(span, &message, "remove it, or write `tls = \"auto\"`");
+                }
+            }
+        }
+        (TlsMode::Starttls, Some(Protocol::Http | Protocol::Http2 | Protocol::Redis)) => {
+            let message = "this protocol has no STARTTLS";
+            reader.error(tls, message, "write `tls = \"implicit\"`");
+        }
+        _ => {}
+    }
+}
+
+fn server_name(reader: &mut Reader, field: Field<String>) -> Option<ServerName<'static>> {
+    let At { value, span } = reader.get("server_name", field)?;
+    if let Ok(name) = ServerName::try_from(value.clone()) {
+        return Some(name);
+    }
+    let host = value
+        .split_once("://")
+        .map_or(value.as_str(), |(_, rest)| rest);
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    let hint = if value.contains('*') {
+        "write one full name: a certificate for `*.example.com` proves `db.example.com`".to_owned()
+    } else if host != value && ServerName::try_from(host).is_ok() {
+        format!("write the name only: `server_name = \"{host}\"`")
+    } else {
+        "write a DNS name such as `db.example.com`, or an IP address".to_owned()
+    };
+    let message = format!(
+        "`server_name` is {}, which is no DNS name or address",
+        quoted(&value)
+    );
+    reader.error(&span, &message, &hint);
+    None
+}

@@ -1,0 +1,223 @@
+//! Sockets that were there before a group was enrolled.
+//!
+//! A connection that is older than the enrolment does not go through the proxy, and what the
+//! egress program drops of it would leave the agent waiting. `SOCK_DESTROY` (sock_diag(7)) ends
+//! it with ECONNABORTED, so that the agent connects again. Sockets are matched by the inodes of
+//! the group's descriptors: the cgroup in which a socket was made can be another one.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+
+use crate::cgroup::Cgroup;
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+/// Length of struct nlmsghdr.
+const HEADER: usize = 16;
+/// Length of struct inet_diag_sockid.
+const ID: usize = 48;
+/// `TCP_LISTEN` of the kernel's socket states.
+const LISTEN: u8 = 10;
+
+/// What was found in a group.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Existing {
+    /// Local ports on which the group's servers listen, beyond loopback.
+    pub listening: Vec<u16>,
+    /// Connections that were ended.
+    pub ended: usize,
+    /// Connections that could not be ended, each with the reason.
+    pub left: Vec<String>,
+}
+
+/// Looks at the sockets of a group's processes; ends the TCP connections and connected datagram
+/// sockets to peers for which `ends` says so.
+///
+/// It sees the network namespace of the calling thread.
+///
+/// # Errors
+/// As netlink(7).
+pub fn inspect(cgroup: &Cgroup, ends: impl Fn(IpAddr, u16) -> bool) -> io::Result<Existing> {
+    let inodes = socket_inodes(cgroup);
+    let mut existing = Existing::default();
+    if inodes.is_empty() {
+        return Ok(existing);
+    }
+    let netlink = open()?;
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        for protocol in [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8] {
+            for found in list(&netlink, family, protocol)? {
+                if !inodes.contains(&found.inode) {
+                    continue;
+                }
+                if protocol == libc::IPPROTO_TCP as u8 && found.state == LISTEN {
+                    if !found.local.is_loopback() {
+                        existing.listening.push(found.local_port);
+                    }
+                    continue;
+                }
+                if found.peer_port == 0 || !ends(found.peer, found.peer_port) {
+                    continue;
+                }
+                match destroy(&netlink, family, protocol, &found.id) {
+                    Ok(()) => existing.ended += 1,
+                    // It ended by itself meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                    Err(error) => existing
+                        .left
+                        .push(format!("{}:{}: {error}", found.peer, found.peer_port)),
+                }
+            }
+        }
+    }
+    existing.listening.sort_unstable();
+    existing.listening.dedup();
+    Ok(existing)
+}
+
+fn socket_inodes(cgroup: &Cgroup) -> HashSet<u32> {
+    let mut inodes = HashSet::new();
+    for pid in cgroup.processes() {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            let inode = target
+                .to_str()
+                .and_then(|text| text.strip_prefix("socket:["))
+                .and_then(|text| text.strip_suffix(']'))
+                .and_then(|text| text.parse::<u32>().ok());
+            inodes.extend(inode);
+        }
+    }
+    inodes
+}
+
+/// One socket of a dump: the parts of struct inet_diag_msg that are looked at.
+struct Found {
+    state: u8,
+    local: IpAddr,
+    local_port: u16,
+    peer: IpAddr,
+    peer_port: u16,
+    inode: u32,
+    /// struct inet_diag_sockid as it came, cookie included, so that no other socket is meant.
+    id: [u8; ID],
+}
+
+impl Found {
+    /// struct inet_diag_msg: family, state, timer, retrans, id, expires, rqueue, wqueue, uid, inode.
+    fn parse(message: &[u8]) -> Option<Self> {
+        let family = *message.first()?;
+        let id: [u8; ID] = message.get(4..4 + ID)?.try_into().ok()?;
+        let address = |at: usize| -> Option<IpAddr> {
+            let bytes: [u8; 16] = id.get(at..at + 16)?.try_into().ok()?;
+            Some(if i32::from(family) == libc::AF_INET {
+                let [a, b, c, d, ..] = bytes;
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+            } else {
+                Ipv6Addr::from(bytes).to_canonical()
+            })
+        };
+        Some(Self {
+            state: *message.get(1)?,
+            local: address(4)?,
+            local_port: u16::from_be_bytes([id[0], id[1]]),
+            peer: address(20)?,
+            peer_port: u16::from_be_bytes([id[2], id[3]]),
+            inode: u32::from_ne_bytes(message.get(68..72)?.try_into().ok()?),
+            id,
+        })
+    }
+}
+
+fn open() -> io::Result<OwnedFd> {
+    Ok(socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    )?)
+}
+
+/// A message of struct nlmsghdr and struct inet_diag_req_v2.
+fn request(kind: u16, flags: u16, family: u8, protocol: u8, id: &[u8; ID]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(HEADER + 8 + ID);
+    message.extend_from_slice(&((HEADER + 8 + ID) as u32).to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+    message.extend_from_slice(&[0; 8]); // sequence and port: answers are read before the next request
+    message.extend_from_slice(&[family, protocol, 0, 0]); // no extensions, padding
+    message.extend_from_slice(&u32::MAX.to_ne_bytes()); // every state
+    message.extend_from_slice(id);
+    message
+}
+
+fn send(netlink: &OwnedFd, message: &[u8]) -> io::Result<()> {
+    sendto(netlink.as_raw_fd(), message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    Ok(())
+}
+
+fn list(netlink: &OwnedFd, family: u8, protocol: u8) -> io::Result<Vec<Found>> {
+    send(netlink, &request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, protocol, &[0; ID]))?;
+    let mut found = Vec::new();
+    answers(netlink, |kind, body| match kind {
+        NLMSG_DONE => Ok(true),
+        NLMSG_ERROR => errno(body).map(|()| true),
+        _ => {
+            found.extend(Found::parse(body));
+            Ok(false)
+        }
+    })?;
+    Ok(found)
+}
+
+fn destroy(netlink: &OwnedFd, family: u8, protocol: u8, id: &[u8; ID]) -> io::Result<()> {
+    send(netlink, &request(SOCK_DESTROY, NLM_F_ACK, family, protocol, id))?;
+    answers(netlink, |kind, body| match kind {
+        NLMSG_ERROR => errno(body).map(|()| true),
+        _ => Ok(true),
+    })
+}
+
+/// Reads messages until `handle` says that it has the last.
+fn answers(
+    netlink: &OwnedFd,
+    mut handle: impl FnMut(u16, &[u8]) -> io::Result<bool>,
+) -> io::Result<()> {
+    // The kernel fills dumps up to 32 KiB a datagram.
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = buffer.get(..length).unwrap_or_default();
+        while let Some(header) = rest.get(..HEADER) {
+            let size = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+            let kind = u16::from_ne_bytes([header[4], header[5]]);
+            let Some(body) = rest.get(HEADER..size) else { break };
+            if handle(kind, body)? {
+                return Ok(());
+            }
+            rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// struct nlmsgerr: a negative errno first; 0 acknowledges.
+fn errno(body: &[u8]) -> io::Result<()> {
+    match body.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(negative) => Err(io::Error::from_raw_os_error(-negative)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}

@@ -1,0 +1,141 @@
+//! Who is the peer of a connection to the proxy, and where did it want to go?
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use mantled_abi::{Destination, Flow, Source, Unreachable};
+
+use crate::{from_abi, map::Map, sys, to_abi};
+
+/// How long a connection may wait for accept(). The kernel itself gives a SYN up after about two
+/// minutes; what is older belongs to a connection that never reached the proxy.
+const LONGEST_WAIT: Duration = Duration::from_secs(180);
+
+/// The kernel's list of redirected connections; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Flows(Arc<Maps>);
+
+#[derive(Debug)]
+pub(crate) struct Maps {
+    pub(crate) flows: Map<Source, u64>,
+    pub(crate) sessions: Map<u64, Flow>,
+    pub(crate) unreachable: Map<Destination, Unreachable>,
+}
+
+/// A redirected connection, in user space's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// As the kernel recorded it.
+    pub flow: Flow,
+    /// Where the agent wanted to go.
+    pub destination: SocketAddr,
+    /// The local address that the agent had bound, if it had.
+    pub source: Option<IpAddr>,
+}
+
+impl From<Flow> for Peer {
+    fn from(flow: Flow) -> Self {
+        let source = from_abi(flow.source);
+        Self {
+            flow,
+            destination: SocketAddr::new(from_abi(flow.destination), flow.port as u16),
+            source: (!source.is_unspecified()).then_some(source),
+        }
+    }
+}
+
+impl Flows {
+    pub(crate) fn new(maps: Maps) -> Self {
+        Self(Arc::new(maps))
+    }
+
+    /// The connection that came from `peer`, once: a second call with the same address finds
+    /// nothing. None: it was not redirected, so it is nobody that the proxy serves.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<Peer>> {
+        let key = Source { netns, address: to_abi(peer.ip()), port: peer.port().into(), pad: 0 };
+        let Some(cookie) = self.0.flows.take(&key)? else { return Ok(None) };
+        Ok(self.0.sessions.get(&cookie)?.map(Peer::from))
+    }
+
+    /// The record of this connection is written.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn settle(&self, cookie: u64) -> io::Result<()> {
+        self.0.sessions.remove(&cookie).map(drop)
+    }
+
+    /// The connections that lack a record.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn unsettled(&self) -> io::Result<Vec<Peer>> {
+        let mut found = Vec::new();
+        for cookie in self.0.sessions.keys()? {
+            if let Some(flow) = self.0.sessions.get(&cookie)? {
+                found.push(Peer::from(flow));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Forgets connections on their way to accept(): all of them where `all`, for a daemon that
+    /// starts (they went to another's listener), else those that have waited too long.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn forget_waiting(&self, all: bool) -> io::Result<()> {
+        for key in self.0.flows.keys()? {
+            let Some(cookie) = self.0.flows.get(&key)? else { continue };
+            let stale = match self.0.sessions.get(&cookie)? {
+                Some(flow) => is_stale(&flow),
+                None => true,
+            };
+            if all || stale {
+                self.0.flows.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes connect() to `destination` fail with `errno` for `duration`: the agent's next
+    /// attempt gets the answer that its last one should have had.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn mark_unreachable(
+        &self,
+        netns: u64,
+        destination: SocketAddr,
+        errno: i32,
+        duration: Duration,
+    ) -> io::Result<()> {
+        let key = Destination {
+            netns,
+            address: to_abi(destination.ip()),
+            port: destination.port().into(),
+            pad: 0,
+        };
+        let until = sys::monotonic() + duration.as_nanos() as u64;
+        self.0.unreachable.insert(&key, &Unreachable { until, errno: errno as u32, pad: 0 })
+    }
+}
+
+/// Has this connection been on its way to accept() for longer than any can be?
+pub(crate) fn is_stale(flow: &Flow) -> bool {
+    sys::monotonic().saturating_sub(flow.at) > LONGEST_WAIT.as_nanos() as u64
+}
+
+impl Peer {
+    /// Has it been on its way to accept() for longer than any can be?
+    pub fn is_stale(&self) -> bool {
+        is_stale(&self.flow)
+    }
+}

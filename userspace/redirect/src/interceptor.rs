@@ -1,0 +1,520 @@
+//! Loading, attaching, pinning and enrolling.
+//!
+//! Two places of attachment. What decides by the calling task (connect and its relatives) is
+//! attached once, at the root of the cgroup tree, so that a socket made elsewhere is caught too.
+//! What runs for each packet is attached to the enrolled cgroup alone: other packets cost nothing.
+//!
+//! With [`Pins`], maps and links outlive the process: a daemon that was killed leaves its groups
+//! refused (or passed, as the operator chose), and its successor takes over by replacing the
+//! programs behind the links. Without, everything ends with the descriptors.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map as AyaMap, MapData, RingBuf},
+    programs::{Program, ProgramError},
+};
+use aya_obj::generated::bpf_attach_type::{self, *};
+use mantled_abi::{self as abi, Bypass, Config, Group};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    Error, bpffs,
+    cgroup::Cgroup,
+    events::Events,
+    flows::{Flows, Maps},
+    link::Link,
+    listener::Listeners,
+    map::{Map, Prefix},
+    sys, to_abi,
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mantled-ebpf"));
+
+/// The maps that are pinned: all of `ebpf/src/maps.rs`.
+const MAPS: [&str; 12] = [
+    "CONFIG", "GROUPS", "SOCKETS", "LIVENESS", "INBOUND", "FLOWS", "SESSIONS", "UNREACHABLE",
+    "BYPASS4", "BYPASS6", "RESOLVERS", "COUNTERS",
+];
+
+/// A kernel program and where it is attached.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// Name of the hook, as bpftool prints it.
+    pub name: &'static str,
+    program: &'static str,
+    attach: bpf_attach_type,
+    /// The Linux version that has it.
+    pub since: &'static str,
+}
+
+/// Attached at the root.
+const ROOT_HOOKS: [Hook; 7] = [
+    Hook { name: "connect4", program: "mantled_connect4", attach: BPF_CGROUP_INET4_CONNECT, since: "4.17" },
+    Hook { name: "connect6", program: "mantled_connect6", attach: BPF_CGROUP_INET6_CONNECT, since: "4.17" },
+    Hook { name: "sendmsg4", program: "mantled_sendmsg4", attach: BPF_CGROUP_UDP4_SENDMSG, since: "4.18" },
+    Hook { name: "sendmsg6", program: "mantled_sendmsg6", attach: BPF_CGROUP_UDP6_SENDMSG, since: "4.18" },
+    Hook { name: "getpeername4", program: "mantled_getpeer4", attach: BPF_CGROUP_INET4_GETPEERNAME, since: "5.8" },
+    Hook { name: "getpeername6", program: "mantled_getpeer6", attach: BPF_CGROUP_INET6_GETPEERNAME, since: "5.8" },
+    Hook { name: "sock_ops", program: "mantled_sockops", attach: BPF_CGROUP_SOCK_OPS, since: "5.15" },
+];
+
+/// Attached to each enrolled cgroup.
+const GROUP_HOOKS: [Hook; 2] = [
+    Hook { name: "egress", program: "mantled_egress", attach: BPF_CGROUP_INET_EGRESS, since: "4.10" },
+    Hook { name: "sock_create", program: "mantled_create", attach: BPF_CGROUP_INET_SOCK_CREATE, since: "4.10" },
+];
+
+/// Where maps and links are pinned.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    base: PathBuf,
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        Self { base: Path::new(bpffs::MOUNT_POINT).join("mantled") }
+    }
+}
+
+impl Pins {
+    /// The directory of this version's layout.
+    fn current(&self) -> PathBuf {
+        self.base.join(format!("v{}", abi::VERSION))
+    }
+
+    fn map(&self, name: &str) -> PathBuf {
+        self.current().join("maps").join(name)
+    }
+
+    fn link(&self, hook: &str) -> PathBuf {
+        self.current().join("links").join(hook)
+    }
+
+    fn group(&self, id: u64, hook: &str) -> PathBuf {
+        self.current().join("groups").join(format!("{id}-{hook}"))
+    }
+
+    /// Makes the directories, and refuses pins of another version.
+    fn prepare(&self) -> Result<(), Error> {
+        bpffs::ensure()?;
+        let current = self.current();
+        for entry in fs::read_dir(&self.base).into_iter().flatten().flatten() {
+            if entry.path() != current {
+                return Err(Error::OtherVersion { path: entry.path() });
+            }
+        }
+        for directory in ["maps", "links", "groups"] {
+            let path = current.join(directory);
+            fs::create_dir_all(&path)
+                .map_err(|source| Error::io(format!("making {}", path.display()), source))?;
+        }
+        Ok(())
+    }
+
+    /// Is anything pinned?
+    pub fn exist(&self) -> bool {
+        self.base.exists()
+    }
+
+    /// Detaches every program, also under a daemon that still runs, and removes every pin, of
+    /// whichever version. Returns what was detached.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Privilege`].
+    pub fn remove(&self) -> Result<Vec<String>, Error> {
+        let mut detached = Vec::new();
+        remove_below(&self.base, &mut detached)
+            .map_err(|source| Error::io(format!("removing {}", self.base.display()), source))?;
+        Ok(detached)
+    }
+}
+
+fn remove_below(path: &Path, detached: &mut Vec<String>) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_below(&entry.path(), detached)?;
+            continue;
+        }
+        let is_link = path.ends_with("links") || path.ends_with("groups");
+        if is_link && let Ok(link) = Link::open(&entry.path()) {
+            link.detach()?;
+            detached.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        fs::remove_file(entry.path())?;
+    }
+    fs::remove_dir(path)
+}
+
+/// The kernel programs, loaded.
+pub struct Interceptor {
+    ebpf: Ebpf,
+    pins: Option<Pins>,
+    config: Map<u32, Config>,
+    liveness: Map<i32, u64>,
+    groups: Map<u64, Group>,
+    bypass4: Map<Prefix<4>, Bypass>,
+    bypass6: Map<Prefix<16>, Bypass>,
+    resolvers: Map<abi::Address, u32>,
+    counters: Counters,
+    flows: Flows,
+    root_links: Vec<Link>,
+    group_links: HashMap<u64, Vec<Link>>,
+}
+
+impl std::fmt::Debug for Interceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interceptor")
+            .field("pins", &self.pins)
+            .field("groups", &self.group_links.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Interceptor {
+    /// Loads programs and maps. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// A missing privilege, kernel feature or bpf file system, each by name.
+    pub fn load(pins: Option<Pins>) -> Result<Self, Error> {
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = &pins {
+            pins.prepare()?;
+            for name in MAPS {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("loading the kernel object", &error))?;
+        for hook in ROOT_HOOKS.iter().chain(&GROUP_HOOKS) {
+            let program = ebpf
+                .program_mut(hook.program)
+                .ok_or_else(|| Error::Load(format!("the object lacks {}", hook.program)))?;
+            load_program(program).map_err(|error| {
+                load_error(&format!("loading {} (Linux {})", hook.name, hook.since), &error)
+            })?;
+        }
+        let flows = Flows::new(Maps {
+            flows: open_map(&mut ebpf, "FLOWS")?,
+            sessions: open_map(&mut ebpf, "SESSIONS")?,
+            unreachable: open_map(&mut ebpf, "UNREACHABLE")?,
+        });
+        Ok(Self {
+            config: open_map(&mut ebpf, "CONFIG")?,
+            liveness: open_map(&mut ebpf, "LIVENESS")?,
+            groups: open_map(&mut ebpf, "GROUPS")?,
+            bypass4: open_map(&mut ebpf, "BYPASS4")?,
+            bypass6: open_map(&mut ebpf, "BYPASS6")?,
+            resolvers: open_map(&mut ebpf, "RESOLVERS")?,
+            counters: Counters(Arc::new(open_fd(&mut ebpf, "COUNTERS")?)),
+            flows,
+            ebpf,
+            pins,
+            root_links: Vec::new(),
+            group_links: HashMap::new(),
+        })
+    }
+
+    /// Attaches at the root, or takes over what an earlier daemon attached. Until [`serve`] was
+    /// called, enrolled groups find no daemon.
+    ///
+    /// [`serve`]: Self::serve
+    ///
+    /// # Errors
+    /// [`Error::Exclusive`] and the like; what was attached before the failure is dropped again
+    /// with self, unless it was pinned by an earlier daemon.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        let root = Cgroup::root()?;
+        for hook in &ROOT_HOOKS {
+            let pin = self.pins.as_ref().map(|pins| pins.link(hook.name));
+            let link = self.link(hook, &root, pin.as_deref())?;
+            self.root_links.push(link);
+        }
+        Ok(())
+    }
+
+    fn link(&self, hook: &Hook, cgroup: &Cgroup, pin: Option<&Path>) -> Result<Link, Error> {
+        let program = program_fd(&self.ebpf, hook)?;
+        let failed = |source: io::Error| match source.raw_os_error() {
+            // The privilege was enough to load programs, so EPERM is about this cgroup.
+            Some(libc::EPERM) => {
+                Error::Exclusive { hook: hook.name, cgroup: cgroup.path().to_owned() }
+            }
+            _ => Error::io(format!("attaching {} to {}", hook.name, cgroup.path().display()), source),
+        };
+        let Some(pin) = pin else {
+            return Link::create(program, cgroup.as_fd(), hook.attach).map_err(failed);
+        };
+        if let Ok(link) = Link::open(pin) {
+            if link.is_attached() {
+                link.replace(program).map_err(failed)?;
+                return Ok(link);
+            }
+            fs::remove_file(pin).map_err(failed)?;
+        }
+        let link = Link::create(program, cgroup.as_fd(), hook.attach).map_err(failed)?;
+        link.pin(pin).map_err(failed)?;
+        Ok(link)
+    }
+
+    /// Tells the programs where the daemon listens. From now on it counts as alive, for as long
+    /// as `listeners` is open.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn serve(&self, listeners: &Listeners, debug: bool) -> Result<(), Error> {
+        let failed = |source| Error::io("telling the kernel programs where mantled listens", source);
+        // Never zero, and never the number of a daemon that was here before.
+        let instance = sys::monotonic().max(1);
+        let socket = std::os::fd::AsRawFd::as_raw_fd(&listeners.liveness);
+        self.liveness.insert(&socket, &instance).map_err(failed)?;
+        let config = Config {
+            netns: listeners.netns().map_err(failed)?,
+            instance,
+            proxy_port: listeners.port().map_err(failed)?,
+            liveness_port: listeners.liveness_port().map_err(failed)?,
+            debug: debug.into(),
+        };
+        self.config.insert(&0, &config).map_err(failed)
+    }
+
+    /// Enrols a cgroup, or changes how it is enrolled. The last step is one map update: before
+    /// it nothing has changed for the group.
+    ///
+    /// # Errors
+    /// [`Error::CannotEnroll`], [`Error::Exclusive`].
+    pub fn enroll(&mut self, cgroup: &Cgroup, group: Group) -> Result<(), Error> {
+        cgroup.check_enrollable()?;
+        let mut links = Vec::new();
+        for hook in &GROUP_HOOKS {
+            let pin = self.pins.as_ref().map(|pins| pins.group(cgroup.id(), hook.name));
+            links.push(self.link(hook, cgroup, pin.as_deref())?);
+        }
+        self.groups.insert(&cgroup.id(), &group).map_err(|source| {
+            Error::io(format!("enrolling {}", cgroup.path().display()), source)
+        })?;
+        self.group_links.insert(cgroup.id(), links);
+        Ok(())
+    }
+
+    /// Ends the enrolment of a cgroup, by id: it may be gone already.
+    ///
+    /// # Errors
+    /// As bpf(2) and unlink(2).
+    pub fn withdraw(&mut self, id: u64) -> Result<(), Error> {
+        let failed = |source| Error::io(format!("withdrawing cgroup {id}"), source);
+        self.groups.remove(&id).map_err(failed)?;
+        self.group_links.remove(&id);
+        for path in self.pins.iter().flat_map(|pins| GROUP_HOOKS.map(|hook| pins.group(id, hook.name))) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ids of the enrolled cgroups, those of an earlier daemon included.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn enrolled(&self) -> Result<Vec<u64>, Error> {
+        self.groups.keys().map_err(|source| Error::io("listing the enrolled cgroups", source))
+    }
+
+    /// Sets the bypassed prefixes: (network, prefix length, ports; no port means all).
+    ///
+    /// # Errors
+    /// As bpf(2); more prefixes than the map holds.
+    pub fn set_bypass(&self, entries: &[(std::net::IpAddr, u8, Vec<u16>)]) -> Result<(), Error> {
+        let failed = |source| Error::io("setting the bypassed destinations", source);
+        for key in self.bypass4.keys().map_err(failed)? {
+            self.bypass4.remove(&key).map_err(failed)?;
+        }
+        for key in self.bypass6.keys().map_err(failed)? {
+            self.bypass6.remove(&key).map_err(failed)?;
+        }
+        for (address, length, ports) in entries {
+            let mut value = Bypass { count: ports.len() as u32, ports: [0; abi::BYPASS_PORTS] };
+            if ports.len() > abi::BYPASS_PORTS {
+                return Err(failed(io::Error::from_raw_os_error(libc::E2BIG)));
+            }
+            for (slot, port) in value.ports.iter_mut().zip(ports) {
+                *slot = *port;
+            }
+            let length = u32::from(*length);
+            match address {
+                std::net::IpAddr::V4(v4) => {
+                    self.bypass4.insert(&Prefix { length, bytes: v4.octets() }, &value)
+                }
+                std::net::IpAddr::V6(v6) => {
+                    self.bypass6.insert(&Prefix { length, bytes: v6.octets() }, &value)
+                }
+            }
+            .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the resolvers that enrolled groups may ask.
+    ///
+    /// # Errors
+    /// As bpf(2); more than the map holds.
+    pub fn set_resolvers(&self, resolvers: &[std::net::IpAddr]) -> Result<(), Error> {
+        let failed = |source| Error::io("setting the resolvers", source);
+        for key in self.resolvers.keys().map_err(failed)? {
+            self.resolvers.remove(&key).map_err(failed)?;
+        }
+        for resolver in resolvers {
+            self.resolvers.insert(&to_abi(*resolver), &1).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// The list of redirected connections.
+    pub fn flows(&self) -> Flows {
+        self.flows.clone()
+    }
+
+    /// The kernel's counters.
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// The stream of events, once. Call it in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Load`] at the second call.
+    pub fn events(&mut self) -> Result<Events, Error> {
+        let map = self
+            .ebpf
+            .take_map("EVENTS")
+            .ok_or_else(|| Error::Load("the object lacks EVENTS".to_owned()))?;
+        let ring: RingBuf<MapData> = map.try_into().map_err(|error| Error::Load(format!("EVENTS: {error}")))?;
+        Events::new(ring)
+    }
+
+    /// Sends what the programs log (when `serve` was told `debug`) to the `log` crate. Call it
+    /// in a tokio runtime; the returned future runs for ever.
+    ///
+    /// # Errors
+    /// [`Error::Load`].
+    pub fn logger(&mut self) -> Result<impl Future<Output = io::Result<()>> + use<>, Error> {
+        let logger = aya_log::EbpfLogger::init(&mut self.ebpf)
+            .map_err(|error| Error::Load(format!("the kernel programs' log: {error}")))?;
+        Ok(async move {
+            // SAFETY: the logger owns its ring's descriptor, as in `Events`.
+            let mut logger =
+                unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+            loop {
+                let mut guard = logger.readable_mut().await?;
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        })
+    }
+
+    /// Descriptors of every link, for a process that keeps them open for this one.
+    pub fn link_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.root_links
+            .iter()
+            .chain(self.group_links.values().flatten())
+            .map(|link| link.as_fd())
+            .collect()
+    }
+}
+
+/// The kernel's counters; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Counters(Arc<OwnedFd>);
+
+impl Counters {
+    /// Every counter's name and its sum over the CPUs.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn read(&self) -> io::Result<Vec<(&'static str, u64)>> {
+        (0_u32..).zip(abi::COUNTER_NAMES).map(|(index, name)| Ok((*name, sys::per_cpu_sum(self.0.as_fd(), index)?))).collect()
+    }
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn program_fd<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, Error> {
+    let fd = match ebpf.program(hook.program) {
+        Some(Program::CgroupSockAddr(program)) => program.fd(),
+        Some(Program::SockOps(program)) => program.fd(),
+        Some(Program::CgroupSkb(program)) => program.fd(),
+        Some(Program::CgroupSock(program)) => program.fd(),
+        _ => return Err(Error::Load(format!("the object lacks {}", hook.program))),
+    };
+    fd.map(|fd| fd.as_fd()).map_err(|error| Error::Load(format!("{}: {error}", hook.name)))
+}
+
+fn open_map<K: crate::map::Plain, V: crate::map::Plain>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<Map<K, V>, Error> {
+    Map::new(open_fd(ebpf, name)?).map_err(|source| Error::io(format!("opening map {name}"), source))
+}
+
+fn open_fd(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
+    let data = match ebpf.take_map(name) {
+        Some(
+            AyaMap::Array(data)
+            | AyaMap::HashMap(data)
+            | AyaMap::LruHashMap(data)
+            | AyaMap::LpmTrie(data)
+            | AyaMap::PerCpuArray(data)
+            | AyaMap::SkStorage(data),
+        ) => data,
+        _ => return Err(Error::Load(format!("the object lacks map {name}"))),
+    };
+    data.fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| Error::io(format!("opening map {name}"), source))
+}
+
+/// Sorts what the loader said: the errno at the bottom of its chain tells a missing privilege
+/// from a kernel that is too old.
+fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut text = error.to_string();
+    let mut errno = None;
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(io_error) = current.downcast_ref::<io::Error>() {
+            errno = io_error.raw_os_error();
+        }
+        if current.source().is_some() || errno.is_none() {
+            text = current.to_string();
+        }
+        cause = current.source();
+    }
+    match errno {
+        Some(libc::EPERM | libc::EACCES) => Error::Privilege { action: action.to_owned() },
+        _ => Error::Kernel {
+            action: action.to_owned(),
+            reason: text.lines().take(40).collect::<Vec<_>>().join(" | "),
+        },
+    }
+}

@@ -1,0 +1,100 @@
+//! The sockets that redirected connections arrive at, and the one that proves there is a daemon.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+    sockopt,
+};
+
+use crate::{Error, sys};
+
+/// Connections that wait for accept(). The kernel caps it at net.core.somaxconn, 4096 by default.
+const BACKLOG: i32 = 4096;
+
+/// How often a pair of free ports is looked for.
+const ATTEMPTS: u32 = 64;
+
+/// Listeners of one network namespace. They are on loopback only: nobody else can reach them.
+#[derive(Debug)]
+pub struct Listeners {
+    /// 127.0.0.1.
+    pub v4: TcpListener,
+    /// ::1, on the same port; None where the host has no IPv6.
+    pub v6: Option<TcpListener>,
+    /// Nobody connects to it. It is never handed on, so it is gone when the daemon is.
+    pub(crate) liveness: TcpListener,
+}
+
+impl Listeners {
+    /// Binds them in the network namespace of the calling thread. Port 0: the kernel picks one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the port is taken.
+    pub fn bind(port: u16) -> Result<Self, Error> {
+        let failed = |source| {
+            Error::io(
+                format!("listening on 127.0.0.1 and ::1, port {port} ([listen] port; 0 takes a free one)"),
+                source,
+            )
+        };
+        let liveness = listener((Ipv4Addr::LOCALHOST, 0).into(), 1).map_err(failed)?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let v4 = listener((Ipv4Addr::LOCALHOST, port).into(), BACKLOG).map_err(failed)?;
+            let chosen = v4.local_addr().map_err(failed)?.port();
+            match listener((Ipv6Addr::LOCALHOST, chosen).into(), BACKLOG) {
+                Ok(v6) => return Ok(Self { v4, v6: Some(v6), liveness }),
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
+                    ) =>
+                {
+                    return Ok(Self { v4, v6: None, liveness });
+                }
+                // Somebody has that port on ::1 only; another one will do if any would.
+                Err(_) if port == 0 && attempt < ATTEMPTS => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// Port of the proxy's listeners.
+    ///
+    /// # Errors
+    /// As getsockname(2).
+    pub fn port(&self) -> io::Result<u16> {
+        Ok(self.v4.local_addr()?.port())
+    }
+
+    pub(crate) fn liveness_port(&self) -> io::Result<u16> {
+        Ok(self.liveness.local_addr()?.port())
+    }
+
+    /// The network namespace that they are in.
+    ///
+    /// # Errors
+    /// As getsockopt(2); the kernel is older than 5.14.
+    pub fn netns(&self) -> io::Result<u64> {
+        sys::netns_cookie(&self.v4)
+    }
+}
+
+fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(family, SockType::Stream, flags, None)?;
+    // Connections of an earlier daemon may linger in TIME_WAIT on the configured port.
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(address))?;
+    listen(&socket, Backlog::new(backlog)?)?;
+    Ok(TcpListener::from(socket))
+}

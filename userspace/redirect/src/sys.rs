@@ -1,0 +1,239 @@
+//! System calls that no library wraps: a few bpf(2) commands and socket options.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
+
+/// bpf(2); returns a descriptor or 0.
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
+    // SAFETY: `attr` is a whole, initialised union of the size that is passed; the pointers that
+    // callers put into it outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_int,
+            std::ptr::from_mut(attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+}
+
+fn empty() -> bpf_attr {
+    // SAFETY: the union is plain old data, for which zero is valid, and the kernel demands that
+    // unused parts be zero.
+    unsafe { std::mem::zeroed() }
+}
+
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: bpf(2) has just returned this descriptor; nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// `BPF_LINK_CREATE` of a cgroup program.
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_fd = cgroup.as_raw_fd() as u32;
+    attr.link_create.attach_type = attach as u32;
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
+/// `BPF_LINK_UPDATE`: puts another program behind a link, without a moment in between.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = empty();
+    attr.link_update.link_fd = link.as_raw_fd() as u32;
+    attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// `BPF_OBJ_PIN`.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// `BPF_OBJ_GET`.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET, &mut attr).map(owned)
+}
+
+/// Cgroup id that a link is attached to; 0 once the cgroup is gone.
+pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: plain old data.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attr = empty();
+    attr.info.bpf_fd = link.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: the caller passes a cgroup link, whose part of the union the kernel has filled.
+    Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
+}
+
+fn socket_option_u64(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
+    let mut value: u64 = 0;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option writes at most `length` bytes to `value`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// `SO_NETNS_COOKIE` (Linux 5.14) of a socket: which network namespace it is in.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    socket_option_u64(socket.as_fd(), SO_NETNS_COOKIE)
+}
+
+/// `SO_BINDTOIFINDEX`: lets the socket use only that device.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn bind_to_device(socket: impl AsFd, index: u32) -> io::Result<()> {
+    const SO_BINDTOIFINDEX: libc::c_int = 62;
+    let index = index as libc::c_int;
+    // SAFETY: four bytes at `index`, as the option takes.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_BINDTOIFINDEX,
+            (&raw const index).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds: the clock of the kernel programs.
+pub fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("the clock exists on every Linux");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+fn map_command(
+    command: bpf_cmd,
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value_or_next: *mut u8,
+) -> io::Result<()> {
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = key as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value_or_next as u64;
+    bpf(command, &mut attr).map(drop)
+}
+
+/// `BPF_MAP_LOOKUP_ELEM`.
+///
+/// # Safety
+/// `key` and `value` point to as many bytes as the map's keys and values have.
+pub(crate) unsafe fn map_lookup(map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> io::Result<()> {
+    map_command(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, key, value)
+}
+
+/// `BPF_MAP_LOOKUP_AND_DELETE_ELEM` (of hash maps since Linux 5.14).
+///
+/// # Safety
+/// As [`map_lookup`].
+pub(crate) unsafe fn map_lookup_and_delete(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *mut u8,
+) -> io::Result<()> {
+    map_command(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, value)
+}
+
+/// `BPF_MAP_UPDATE_ELEM`: makes or replaces.
+///
+/// # Safety
+/// As [`map_lookup`].
+pub(crate) unsafe fn map_update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Result<()> {
+    map_command(bpf_cmd::BPF_MAP_UPDATE_ELEM, map, key, value.cast_mut())
+}
+
+/// `BPF_MAP_DELETE_ELEM`.
+///
+/// # Safety
+/// As [`map_lookup`].
+pub(crate) unsafe fn map_delete(map: BorrowedFd<'_>, key: *const u8) -> io::Result<()> {
+    map_command(bpf_cmd::BPF_MAP_DELETE_ELEM, map, key, std::ptr::null_mut())
+}
+
+/// `BPF_MAP_GET_NEXT_KEY`; a null key asks for the first.
+///
+/// # Safety
+/// `next` points to as many bytes as the map's keys have, and so does `key` unless it is null.
+pub(crate) unsafe fn map_next_key(map: BorrowedFd<'_>, key: *const u8, next: *mut u8) -> io::Result<()> {
+    map_command(bpf_cmd::BPF_MAP_GET_NEXT_KEY, map, key, next)
+}
+
+/// Size of keys and values, as the kernel knows them.
+pub(crate) fn map_sizes(map: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    // SAFETY: plain old data.
+    let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+    let mut attr = empty();
+    attr.info.bpf_fd = map.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_map_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok((info.key_size, info.value_size))
+}
+
+/// `BPF_LINK_DETACH`: ends the attachment whoever holds the link.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = empty();
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// Sum over all CPUs of one `u64` of a per-CPU array.
+pub(crate) fn per_cpu_sum(map: BorrowedFd<'_>, index: u32) -> io::Result<u64> {
+    let cpus = possible_cpus()?;
+    let mut values = vec![0_u64; cpus];
+    // SAFETY: the key is four bytes, the value one u64 for each possible CPU.
+    unsafe { map_lookup(map, std::ptr::from_ref(&index).cast(), values.as_mut_ptr().cast())? };
+    Ok(values.iter().sum())
+}
+
+/// How many CPUs the kernel reserves per-CPU values for.
+fn possible_cpus() -> io::Result<usize> {
+    // "0-3" or "0"; the ids are contiguous on every machine that the kernel's own tools support.
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    text.trim()
+        .rsplit(['-', ','])
+        .next()
+        .and_then(|last| last.parse::<usize>().ok())
+        .map(|last| last + 1)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable list of CPUs"))
+}

@@ -1,0 +1,53 @@
+//! ErrorResponse (section "Message Formats" and "Error and Notice Message Fields").
+
+use crate::reader::Reader;
+
+/// A fatal ErrorResponse: the client prints it and ends.
+///
+/// `sqlstate` is five characters (appendix "PostgreSQL Error Codes").
+pub fn error_response(
+    sqlstate: &str,
+    message: &str,
+    detail: Option<&str>,
+    hint: Option<&str>,
+) -> Vec<u8> {
+    let mut fields = Vec::new();
+    let mut field = |kind: u8, text: &str| {
+        fields.push(kind);
+        fields.extend(text.bytes().filter(|byte| *byte != 0));
+        fields.push(0);
+    };
+    field(b'S', "FATAL");
+    field(b'V', "FATAL");
+    field(b'C', sqlstate);
+    field(b'M', message);
+    if let Some(detail) = detail {
+        field(b'D', detail);
+    }
+    if let Some(hint) = hint {
+        field(b'H', hint);
+    }
+    fields.push(0);
+    let mut response = vec![b'E'];
+    response.extend_from_slice(&(fields.len() as u32 + 4).to_be_bytes());
+    response.extend_from_slice(&fields);
+    response
+}
+
+/// The message text of an ErrorResponse that stands at the beginning of `stream`; None where it
+/// is not whole, or has none. At most 1,000 characters of it.
+pub fn error_message(stream: &[u8]) -> Option<String> {
+    let mut reader = Reader(stream);
+    if reader.u8()? != b'E' {
+        return None;
+    }
+    let length = reader.u32()?;
+    let mut fields = Reader(reader.take(usize::try_from(length).ok()?.checked_sub(4)?)?);
+    loop {
+        let kind = fields.u8()?;
+        let text = fields.cstring()?;
+        if kind == b'M' {
+            return Some(String::from_utf8_lossy(text).chars().take(1000).collect());
+        }
+    }
+}
