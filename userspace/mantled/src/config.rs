@@ -161,6 +161,13 @@ impl Config {
         self.on_daemon_down.unwrap_or(mode.default_on_down())
     }
 
+    /// The same configuration without the groups that it enrols.
+    #[must_use]
+    pub fn without_enrollments(mut self) -> Self {
+        self.enrollments.clear();
+        self
+    }
+
     /// The groups to enrol at start; no two are the same.
     pub fn enrollments(&self) -> &[Enrollment] {
         &self.enrollments

@@ -1,1 +1,47 @@
-//! Placeholder.
+//! mantled puts plaintext agents on a Linux host behind verified TLS, policy and a complete
+//! record, with no change to the agent.
+//!
+//! This page is the architecture. It follows one connection from connect() to its record; each
+//! step names the module that takes it.
+//!
+//! 1. The agent calls connect(). A kernel program on the root of the cgroup tree finds the task
+//!    in an enrolled group, writes where it was going and who it is into socket storage, and
+//!    rewrites the address to the proxy's listener. A second program publishes that under the
+//!    connection's source address before the SYN leaves, so accept() cannot come first. (`ebpf/`,
+//!    loaded and fed by `mantled-redirect`.)
+//! 2. [`proxy`] takes a permit, accepts and spawns [`proxy::session::serve`], which calls what
+//!    follows in order and never goes back.
+//! 3. [`proxy::origin`] turns the peer's address into the agent's flow: who, and where to. A peer
+//!    that the kernel did not redirect is refused: the proxy is no open relay. [`identity`] adds
+//!    what /proc knows of the process.
+//! 4. [`proxy::ledger`] opens the session. From here on, whatever happens, there is exactly one
+//!    record: a guard writes it when it is dropped.
+//! 5. [`proxy::plan`] joins mode and route into what may happen: which port is dialled, which name
+//!    the certificate must prove, whether clear text may leave.
+//! 6. [`proxy::detect`] finds the protocol from whichever side speaks first, while the server is
+//!    being dialled.
+//! 7. [`proxy::upgrade`] makes an [`proxy::upstream::Upstream`]. Its variants are the only types
+//!    that agent bytes can be written to: `Verified` comes out of a TLS handshake that verified
+//!    the name, `Exposed` needs a permit that only observe mode or an `exempt` route gives,
+//!    `Native` is the agent's own TLS and checks its framing to the last byte.
+//! 8. [`proxy::relay`] moves bytes in both directions.
+//! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
+//!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
+//!    and its successor writes them as `aborted`.
+//!
+//! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid; [`app`]
+//! builds and joins the parts, binds everything, then runs; [`cli`] is the command line.
+//!
+//! What is enforced even when this process is wrong or dead: the kernel's egress program drops
+//! whatever an enforced group sends past the proxy, and connect() finds no daemon when its
+//! liveness socket is gone.
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod identity;
+pub mod proxy;
+pub mod time;
+pub mod tls;

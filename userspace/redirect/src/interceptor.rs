@@ -56,7 +56,7 @@ pub struct Hook {
 }
 
 /// Attached at the root.
-const ROOT_HOOKS: [Hook; 7] = [
+static ROOT_HOOKS: [Hook; 7] = [
     Hook { name: "connect4", program: "mantled_connect4", attach: BPF_CGROUP_INET4_CONNECT, since: "4.17" },
     Hook { name: "connect6", program: "mantled_connect6", attach: BPF_CGROUP_INET6_CONNECT, since: "4.17" },
     Hook { name: "sendmsg4", program: "mantled_sendmsg4", attach: BPF_CGROUP_UDP4_SENDMSG, since: "4.18" },
@@ -67,7 +67,7 @@ const ROOT_HOOKS: [Hook; 7] = [
 ];
 
 /// Attached to each enrolled cgroup.
-const GROUP_HOOKS: [Hook; 2] = [
+static GROUP_HOOKS: [Hook; 2] = [
     Hook { name: "egress", program: "mantled_egress", attach: BPF_CGROUP_INET_EGRESS, since: "4.10" },
     Hook { name: "sock_create", program: "mantled_create", attach: BPF_CGROUP_INET_SOCK_CREATE, since: "4.10" },
 ];
@@ -197,7 +197,7 @@ impl Interceptor {
             }
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("loading the kernel object", &error))?;
-        for hook in ROOT_HOOKS.iter().chain(&GROUP_HOOKS) {
+        for hook in Self::hooks() {
             let program = ebpf
                 .program_mut(hook.program)
                 .ok_or_else(|| Error::Load(format!("the object lacks {}", hook.program)))?;
@@ -242,6 +242,16 @@ impl Interceptor {
             self.root_links.push(link);
         }
         Ok(())
+    }
+
+    /// Every hook that is needed.
+    pub(crate) fn hooks() -> impl Iterator<Item = &'static Hook> {
+        ROOT_HOOKS.iter().chain(&GROUP_HOOKS)
+    }
+
+    /// Attaches one program and detaches it again.
+    pub(crate) fn try_attach(&self, hook: &Hook, cgroup: &Cgroup) -> Result<(), Error> {
+        self.link(hook, cgroup, None).map(drop)
     }
 
     fn link(&self, hook: &Hook, cgroup: &Cgroup, pin: Option<&Path>) -> Result<Link, Error> {
@@ -316,7 +326,7 @@ impl Interceptor {
         let failed = |source| Error::io(format!("withdrawing cgroup {id}"), source);
         self.groups.remove(&id).map_err(failed)?;
         self.group_links.remove(&id);
-        for path in self.pins.iter().flat_map(|pins| GROUP_HOOKS.map(|hook| pins.group(id, hook.name))) {
+        for path in self.pins.iter().flat_map(|pins| GROUP_HOOKS.iter().map(move |hook| pins.group(id, hook.name))) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}

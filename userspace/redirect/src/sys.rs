@@ -237,3 +237,44 @@ fn possible_cpus() -> io::Result<usize> {
         .map(|last| last + 1)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable list of CPUs"))
 }
+
+/// Sends copies of descriptors over a Unix socket.
+///
+/// # Errors
+/// As sendmsg(2).
+pub fn send_descriptors(socket: impl AsFd, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let raw: Vec<RawFd> = descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
+    sendmsg::<()>(
+        socket.as_fd().as_raw_fd(),
+        &[io::IoSlice::new(&[0])],
+        &[ControlMessage::ScmRights(&raw)],
+        MsgFlags::empty(),
+        None,
+    )?;
+    Ok(())
+}
+
+/// Receives what [`send_descriptors`] sends; None when the other end has closed.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive_descriptors(socket: impl AsFd) -> io::Result<Option<Vec<OwnedFd>>> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut byte = [0];
+    let mut control = nix::cmsg_space!([RawFd; 64]);
+    let mut data = [io::IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<()>(
+        socket.as_fd().as_raw_fd(),
+        &mut data,
+        Some(&mut control),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let mut received = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = control {
+            received.extend(descriptors.into_iter().map(owned));
+        }
+    }
+    Ok((message.bytes > 0).then_some(received))
+}

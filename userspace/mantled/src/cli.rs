@@ -1,0 +1,144 @@
+//! The command line: one subcommand a file.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or invalid configuration, 3 refused by policy, 4 missing
+//! kernel feature or privilege.
+
+mod check;
+mod detach;
+mod doctor;
+mod exec;
+mod guard;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::StartError;
+
+/// Puts plaintext agents behind verified TLS, policy and a complete record, with no change to
+/// the agents.
+#[derive(Debug, Parser)]
+#[command(name = "mantled", version, propagate_version = true)]
+struct Arguments {
+    /// More of what happens, on standard error; twice for the kernel programs too.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Run(run::Arguments),
+    /// Run a command in a fresh enrolled cgroup, with everything it connects to behind TLS.
+    Exec(exec::Arguments),
+    /// Check a configuration file; every error at once.
+    Check(check::Arguments),
+    /// Check what this host offers: kernel, cgroups, privileges.
+    Doctor(doctor::Arguments),
+    /// Detach every program and remove every pin, also of a dead daemon.
+    Detach(detach::Arguments),
+    /// Keeps `exec`'s programs attached until its processes are gone.
+    #[command(hide = true)]
+    Guard(guard::Arguments),
+}
+
+/// What a subcommand can end with, apart from success.
+#[derive(Debug)]
+struct Exit {
+    code: u8,
+    message: Option<String>,
+}
+
+const FAILED: u8 = 1;
+const INVALID: u8 = 2;
+const ENVIRONMENT: u8 = 4;
+
+impl Exit {
+    fn failed(message: impl std::fmt::Display) -> Self {
+        Self { code: FAILED, message: Some(message.to_string()) }
+    }
+
+    /// The message is already where it belongs.
+    fn code(code: u8) -> Self {
+        Self { code, message: None }
+    }
+}
+
+impl From<StartError> for Exit {
+    fn from(error: StartError) -> Self {
+        let code = match error {
+            StartError::Configuration(_) => INVALID,
+            StartError::Environment(_) => ENVIRONMENT,
+            StartError::Failed(_) => FAILED,
+        };
+        Self { code, message: Some(error.to_string()) }
+    }
+}
+
+impl From<mantled_redirect::Error> for Exit {
+    fn from(error: mantled_redirect::Error) -> Self {
+        StartError::from(error).into()
+    }
+}
+
+/// Runs what the command line says.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(arguments.verbose);
+    let result = match arguments.command {
+        Command::Run(command) => run::run(&command, arguments.verbose),
+        Command::Exec(command) => exec::run(command, arguments.verbose),
+        Command::Check(command) => check::run(&command),
+        Command::Doctor(command) => doctor::run(&command),
+        Command::Detach(command) => detach::run(&command),
+        Command::Guard(command) => guard::run(&command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => {
+            if let Some(message) = exit.message {
+                eprintln!("mantled: {message}");
+            }
+            ExitCode::from(exit.code)
+        }
+    }
+}
+
+/// Logs go to standard error; standard output belongs to records and tables. `MANTLED_LOG` takes
+/// tracing's directives.
+fn start_logging(verbose: u8) {
+    let default = match verbose {
+        0 => "mantled=info,mantled_redirect=info",
+        1 => "mantled=debug,mantled_redirect=debug",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("MANTLED_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+}
+
+/// Loads a configuration; its errors are the message.
+fn load(path: &std::path::Path) -> Result<crate::config::Config, Exit> {
+    crate::config::Config::load(path)
+        .map_err(|errors| {
+            eprintln!("{errors}");
+            Exit::code(INVALID)
+        })
+}
+
+/// The event loop.
+fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("mantled")
+        .build()
+        .map_err(|error| Exit::failed(format!("starting the event loop: {error}")))
+}

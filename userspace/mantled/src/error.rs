@@ -1,0 +1,114 @@
+//! Why a session did not go as the agent wished.
+
+use mantled_record::Verdict;
+
+/// The cause: a bounded set, which is what `error.type` of a record and a metric's label may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The kernel did not redirect this connection.
+    NotRedirected,
+    /// Records cannot be written, and the operator chose to refuse then.
+    RecordFailure,
+    /// The server could not be reached.
+    DialFailed,
+    /// The server's certificate has expired, or is not valid yet.
+    CertificateExpired,
+    /// It was not issued by a trusted authority.
+    CertificateUntrusted,
+    /// It does not prove the name that was asked for.
+    CertificateName,
+    /// It is otherwise invalid, or revoked.
+    CertificateInvalid,
+    /// The server does not speak TLS there.
+    TlsNotOffered,
+    /// It speaks TLS, but no handshake came about.
+    TlsFailed,
+    /// It speaks first, in clear, and mantled knows no way to TLS for it.
+    NoUpgrade,
+    /// It declined the upgrade.
+    UpgradeDeclined,
+    /// Bytes came between the go-ahead and the handshake.
+    UpgradeInjected,
+    /// Its answer to the upgrade was none of the protocol.
+    UpgradeProtocol,
+    /// The handshake, or the dialogue before it, took too long.
+    UpgradeTimeout,
+    /// It offers only authentication that is bound to a channel which the agent does not have.
+    ChannelBinding,
+    /// The agent encrypts by itself, which nothing allows here.
+    NativeTls,
+    /// A stream that began as TLS went on as something else, or was none where TLS was due.
+    NotTls,
+    /// What the agent sent is not the protocol that it began with.
+    AgentProtocol,
+    /// The agent closed its connection in the middle.
+    AgentClosed,
+    /// The server's stream ended without TLS' goodbye: it may have been cut.
+    UpstreamTruncated,
+    /// The server reset the connection, or its TLS broke.
+    UpstreamClosed,
+    /// The daemon stopped.
+    Stopped,
+    /// The daemon failed.
+    Internal,
+}
+
+impl Cause {
+    /// The name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotRedirected => "not_redirected",
+            Self::RecordFailure => "record_failure",
+            Self::DialFailed => "dial_failed",
+            Self::CertificateExpired => "certificate_expired",
+            Self::CertificateUntrusted => "certificate_untrusted",
+            Self::CertificateName => "certificate_name_mismatch",
+            Self::CertificateInvalid => "certificate_invalid",
+            Self::TlsNotOffered => "tls_not_offered",
+            Self::TlsFailed => "tls_failed",
+            Self::NoUpgrade => "no_upgrade",
+            Self::UpgradeDeclined => "upgrade_declined",
+            Self::UpgradeInjected => "upgrade_injected",
+            Self::UpgradeProtocol => "upgrade_protocol",
+            Self::UpgradeTimeout => "upgrade_timeout",
+            Self::ChannelBinding => "channel_binding",
+            Self::NativeTls => "native_tls",
+            Self::NotTls => "not_tls",
+            Self::AgentProtocol => "agent_protocol",
+            Self::AgentClosed => "agent_closed",
+            Self::UpstreamTruncated => "upstream_truncated",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::Stopped => "stopped",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// What the session's record says.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Self::DialFailed => Verdict::Failed,
+            // The session had been allowed; this is how it ended.
+            Self::AgentClosed | Self::UpstreamTruncated | Self::UpstreamClosed => Verdict::Allowed,
+            Self::Stopped | Self::Internal => Verdict::Aborted,
+            _ => Verdict::Refused,
+        }
+    }
+}
+
+/// A cause, and what happened in a sentence. The sentence is shown to the agent and recorded, so
+/// it holds nothing that the agent sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// The cause.
+    pub cause: Cause,
+    /// The sentence, without a full stop.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(cause: Cause, text: impl Into<String>) -> Self {
+        Self { cause, text: text.into() }
+    }
+}

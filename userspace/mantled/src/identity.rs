@@ -1,0 +1,71 @@
+//! Who made a connection.
+//!
+//! Process, user and cgroup come from the kernel, as they were at connect(). The executable is
+//! read from /proc afterwards: it is evidence for the record, never the only ground of a permit.
+
+use std::fs;
+
+use mantled_record::Process;
+use mantled_redirect::{Peer, cgroup, events};
+
+/// Describes the process behind a flow. What cannot be read (the process is gone) is left out.
+pub fn agent(peer: &Peer) -> Process {
+    let pid = peer.flow.pid;
+    let cgroup = cgroup::of_process(pid).ok();
+    Process {
+        pid,
+        name: events::text(&peer.flow.comm),
+        executable: fs::read_link(format!("/proc/{pid}/exe"))
+            .ok()
+            .map(|path| path.to_string_lossy().into_owned()),
+        uid: peer.flow.uid,
+        gid: peer.flow.gid,
+        unit: cgroup.as_deref().and_then(unit),
+        container: cgroup.as_deref().and_then(container),
+        cgroup,
+    }
+}
+
+/// The systemd unit that a cgroup path lies in: its innermost service, or else scope.
+fn unit(path: &str) -> Option<String> {
+    let parts = || path.rsplit('/');
+    parts()
+        .find(|part| part.ends_with(".service"))
+        .or_else(|| parts().find(|part| part.ends_with(".scope")))
+        .map(str::to_owned)
+}
+
+/// The container id in a cgroup path: 64 hexadecimal digits, as Docker, containerd, CRI-O and
+/// Podman write them, alone or between a runtime's name and ".scope".
+fn container(path: &str) -> Option<String> {
+    path.rsplit('/').find_map(|part| {
+        let id = part.strip_suffix(".scope").unwrap_or(part);
+        let id = id.rsplit(['-', ':']).next().unwrap_or(id);
+        (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_and_containers_are_read_from_paths() {
+        let id = "0123456789abcdef".repeat(4);
+        for (path, expected_unit, expected_container) in [
+            ("/system.slice/shipper.service", Some("shipper.service"), None),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/run-7.scope",
+                Some("user@1000.service"),
+                None,
+            ),
+            (&format!("/system.slice/docker-{id}.scope"), Some(&*format!("docker-{id}.scope")), Some(&*id)),
+            (&format!("/kubepods/besteffort/pod1/{id}"), None, Some(&*id)),
+            (&format!("/kubepods.slice/cri-containerd-{id}.scope"), Some(&*format!("cri-containerd-{id}.scope")), Some(&*id)),
+            ("/", None, None),
+        ] {
+            assert_eq!(unit(path).as_deref(), expected_unit, "{path}");
+            assert_eq!(container(path).as_deref(), expected_container, "{path}");
+        }
+    }
+}

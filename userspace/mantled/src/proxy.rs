@@ -1,0 +1,110 @@
+//! The proxy: accepts what the kernel redirects and serves each connection in its own task.
+
+pub mod agent;
+pub mod detect;
+pub mod filter;
+pub mod ledger;
+pub mod origin;
+pub mod plan;
+pub mod refusal;
+pub mod relay;
+pub mod session;
+pub mod unreachable;
+pub mod upgrade;
+pub mod upstream;
+
+use std::{io, sync::Arc, time::Duration};
+
+use mantled_redirect::Flows;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{config::Config, tls::Connectors};
+use ledger::Ledger;
+
+/// After accept() has failed for want of descriptors or memory: time for sessions to end.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// What every session reads.
+#[derive(Debug)]
+pub struct Context {
+    /// The operator's configuration.
+    pub config: Config,
+    /// TLS for its routes.
+    pub connectors: Connectors,
+    /// The kernel's list of redirected connections.
+    pub flows: Flows,
+    /// The network namespace of the listeners.
+    pub netns: u64,
+    /// Open sessions and their records.
+    pub ledger: Ledger,
+}
+
+/// Accepts until `stop` turns true, then gives the sessions `[limits] drain` to end; those that
+/// are left are cut, each with a record.
+///
+/// # Errors
+/// As tokio's registration of the listeners.
+pub async fn run(
+    context: Arc<Context>,
+    listeners: Vec<std::net::TcpListener>,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let permits = Arc::new(Semaphore::new(context.config.limits().sessions));
+    let mut loops = JoinSet::new();
+    for listener in listeners {
+        let listener = TcpListener::from_std(listener)?;
+        let (context, permits, stop) = (Arc::clone(&context), Arc::clone(&permits), stop.clone());
+        loops.spawn(accept(context, listener, permits, stop));
+    }
+    let _ = stop.wait_for(|stop| *stop).await;
+    while loops.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn accept(
+    context: Arc<Context>,
+    listener: TcpListener,
+    permits: Arc<Semaphore>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut sessions = JoinSet::new();
+    loop {
+        // The permit comes first: without one, connections wait in the kernel's backlog.
+        let permit = tokio::select! {
+            permit = Arc::clone(&permits).acquire_owned() => permit,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let Ok(permit) = permit else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                let context = Arc::clone(&context);
+                sessions.spawn(async move {
+                    session::serve(&context, stream, client).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                sleep(BREATH).await;
+            }
+        }
+        // Forget those that have ended, so that the set does not grow.
+        while sessions.try_join_next().is_some() {}
+    }
+    drop(listener);
+    let drain = context.config.limits().drain;
+    let drained = timeout(drain, async { while sessions.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!(sessions = sessions.len(), "cutting the sessions that have not ended");
+        sessions.shutdown().await;
+    }
+}

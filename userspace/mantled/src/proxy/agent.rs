@@ -1,0 +1,88 @@
+//! The agent's side of a session.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// Most bytes that are read from an agent before its protocol and first packet are understood.
+/// A ClientHello is the longest of them.
+const MAX_HEAD: usize = mantled_wire::tls::MAX_HANDSHAKE + 1024;
+
+/// How long a refused agent is given to read why.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The agent's connection. When it is dropped before [`finish`](Self::finish) it is reset, so
+/// that an agent never takes a session that was cut for one that is complete.
+#[derive(Debug)]
+pub struct Agent {
+    /// The stream.
+    pub stream: TcpStream,
+    /// What was read and not carried yet.
+    pub head: Vec<u8>,
+    finished: bool,
+}
+
+impl Agent {
+    /// Of an accepted connection.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, head: Vec::new(), finished: false }
+    }
+
+    /// Reads more into `head`. False: the agent has closed its side. It can be cancelled without
+    /// losing bytes.
+    ///
+    /// # Errors
+    /// As read(2), or more than anything that begins a session can take.
+    pub async fn read_more(&mut self) -> io::Result<bool> {
+        if self.head.len() >= MAX_HEAD {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(self.stream.read_buf(&mut self.head).await? > 0)
+    }
+
+    /// Takes `length` bytes off the front of `head`.
+    pub fn consume(&mut self, length: usize) {
+        self.head.drain(..length.min(self.head.len()));
+    }
+
+    /// Writes something of the proxy's own.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub async fn say(&mut self, words: &[u8]) -> io::Result<()> {
+        self.stream.write_all(words).await
+    }
+
+    /// Says why it is refused, and closes so that the words arrive: closing a socket with unread
+    /// data resets it, which would discard them.
+    pub async fn dismiss(mut self, words: &[u8]) {
+        let farewell = async {
+            self.stream.write_all(words).await?;
+            self.stream.shutdown().await?;
+            let mut ignored = [0; 1024];
+            while self.stream.read(&mut ignored).await? > 0 {}
+            io::Result::Ok(())
+        };
+        if let Ok(Ok(())) = timeout(FAREWELL, farewell).await {
+            self.finish();
+        }
+    }
+
+    /// The session is complete: close, do not reset.
+    pub fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if !self.finished {
+            // It can fail only for a socket that is gone already.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Which protocol is it? Asked from whichever side speaks first, while the server is dialled.
+
+use std::{future::Future, io, pin::Pin, time::Duration};
+
+use mantled_wire::{Look, http, postgres, redis, tls};
+use tokio::time::{Instant, sleep_until};
+
+use super::{agent::Agent, upstream::Dialled};
+use crate::error::{Cause, Failure};
+
+/// What a session speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// The agent began with a ClientHello.
+    Tls,
+    /// A PostgreSQL start-up packet.
+    Postgresql,
+    /// A request line of HTTP/1.
+    Http1,
+    /// The preface of HTTP/2.
+    Http2,
+    /// A Redis command.
+    Redis,
+    /// The agent spoke, and nobody here knows the language.
+    Opaque,
+    /// The server spoke first.
+    ServerFirst,
+    /// Nobody spoke in the time that was given.
+    Silent,
+    /// The agent closed without a word.
+    Nothing,
+}
+
+impl Spoken {
+    /// The name in records (`network.protocol.name`).
+    pub fn name(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Tls => "tls",
+            Self::Postgresql => "postgresql",
+            Self::Http1 => "http",
+            Self::Http2 => "http2",
+            Self::Redis => "redis",
+            Self::Opaque | Self::ServerFirst | Self::Silent | Self::Nothing => return None,
+        })
+    }
+}
+
+/// A server that is being dialled, or was.
+pub enum Dialling {
+    /// Not there yet.
+    Pending(Pin<Box<dyn Future<Output = io::Result<Dialled>> + Send>>),
+    /// There.
+    Ready(Dialled),
+}
+
+impl Dialling {
+    /// Starts; nothing happens until it is awaited.
+    pub fn start(dial: impl Future<Output = io::Result<Dialled>> + Send + 'static) -> Self {
+        Self::Pending(Box::pin(dial))
+    }
+
+    /// Waits for the connection. It can be cancelled and called again.
+    ///
+    /// # Errors
+    /// As connect(2).
+    pub async fn ready(&mut self) -> io::Result<&mut Dialled> {
+        if let Self::Pending(dial) = self {
+            *self = Self::Ready(dial.await?);
+        }
+        match self {
+            Self::Ready(dialled) => Ok(dialled),
+            Self::Pending(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Waits for the connection and takes it.
+    ///
+    /// # Errors
+    /// As connect(2).
+    pub async fn take(self) -> io::Result<Dialled> {
+        match self {
+            Self::Pending(dial) => dial.await,
+            Self::Ready(dialled) => Ok(dialled),
+        }
+    }
+}
+
+/// How long the agent is waited for.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// Until the server has spoken, or for so long.
+    For(Duration),
+    /// Until the server is connected: the upgrade does not depend on what the agent says.
+    UntilConnected,
+}
+
+/// Listens to both sides. What the agent said is in its `head`.
+///
+/// # Errors
+/// The error of the dial, as it is; it tells the errno that the agent should have got.
+pub async fn listen(
+    agent: &mut Agent,
+    dialling: &mut Dialling,
+    patience: Patience,
+) -> Result<Spoken, Heard> {
+    let deadline = Instant::now()
+        + match patience {
+            Patience::For(time) => time,
+            Patience::UntilConnected => Duration::from_secs(3600), // the dial has its own limit
+        };
+    let mut connected = false;
+    loop {
+        match recognise(&agent.head) {
+            Some(spoken) => return Ok(spoken),
+            None if connected && matches!(patience, Patience::UntilConnected) => {
+                return Ok(if agent.head.is_empty() { Spoken::Silent } else { Spoken::Opaque });
+            }
+            None => {}
+        }
+        tokio::select! {
+            // What is there already is looked at before the server's arrival is.
+            biased;
+            more = agent.read_more() => match more {
+                Ok(true) => {}
+                Ok(false) if agent.head.is_empty() => return Ok(Spoken::Nothing),
+                Ok(false) => return Ok(Spoken::Opaque),
+                Err(error) => return Err(Heard::Agent(error)),
+            },
+            event = server(dialling, connected) => match event {
+                Ok(Event::Connected) => connected = true,
+                Ok(Event::Spoken) if agent.head.is_empty() => return Ok(Spoken::ServerFirst),
+                // It answered what is not a whole request yet; what the agent says decides.
+                Ok(Event::Spoken) => return Ok(Spoken::Opaque),
+                Err(error) => return Err(Heard::Dial(error)),
+            },
+            () = sleep_until(deadline) => {
+                return Ok(if agent.head.is_empty() { Spoken::Silent } else { Spoken::Opaque });
+            }
+        }
+    }
+}
+
+/// Which side failed.
+#[derive(Debug)]
+pub enum Heard {
+    /// The server could not be reached.
+    Dial(io::Error),
+    /// The agent's connection broke.
+    Agent(io::Error),
+}
+
+enum Event {
+    Connected,
+    Spoken,
+}
+
+async fn server(dialling: &mut Dialling, connected: bool) -> io::Result<Event> {
+    let dialled = dialling.ready().await?;
+    if !connected {
+        return Ok(Event::Connected);
+    }
+    dialled.spoken().await?;
+    Ok(Event::Spoken)
+}
+
+/// What the agent's first bytes are; None while they can become several things.
+fn recognise(head: &[u8]) -> Option<Spoken> {
+    if head.is_empty() {
+        return None;
+    }
+    let http = match http::begins_with(head) {
+        http::Begins::Http1 => return Some(Spoken::Http1),
+        http::Begins::Http2 => return Some(Spoken::Http2),
+        http::Begins::No => Look::No,
+        http::Begins::NeedMore => Look::NeedMore,
+    };
+    let looks = [
+        (Spoken::Tls, tls::looks_like_client_hello(head)),
+        (Spoken::Postgresql, postgres::looks_like_startup(head)),
+        (Spoken::Redis, redis::looks_like_command(head)),
+        (Spoken::Http1, http),
+    ];
+    if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
+        return Some(*spoken);
+    }
+    looks.iter().all(|(_, look)| *look == Look::No).then_some(Spoken::Opaque)
+}
+
+/// A failed dial as a failure of the session.
+pub fn dial_failure(error: &io::Error) -> Failure {
+    Failure::new(Cause::DialFailed, format!("the server could not be reached: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_bytes_are_recognised() {
+        for (head, expected) in [
+            (&b""[..], None),
+            (b"GET / HTTP/1.1\r\n", Some(Spoken::Http1)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Spoken::Http2)),
+            (b"PRI", None),
+            (b"\x16\x03\x01\x02\x00\x01", Some(Spoken::Tls)),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Some(Spoken::Postgresql)),
+            (b"\0\0", None),
+            (b"*1\r\n$4\r\nPING\r\n", Some(Spoken::Redis)),
+            (b"PING\r\n", Some(Spoken::Opaque)),
+            (b"\0\x01", Some(Spoken::Opaque)),
+            (b"hello", Some(Spoken::Opaque)),
+        ] {
+            assert_eq!(recognise(head), expected, "{}", head.escape_ascii());
+        }
+    }
+}

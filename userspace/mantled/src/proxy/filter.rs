@@ -1,0 +1,86 @@
+//! What looks at bytes on their way through the relay.
+
+use mantled_wire::{
+    Progress,
+    postgres::{AuthenticationFilter, Step},
+    tls::{MAX_HANDSHAKE, RecordGuard, ServerFirst},
+};
+
+use crate::error::{Cause, Failure};
+
+/// One direction's filter.
+#[derive(Debug, Default)]
+pub enum Filter {
+    /// Carries everything.
+    #[default]
+    None,
+    /// The agent's own TLS: every byte must belong to a record.
+    Records(RecordGuard),
+    /// The same from the server, whose first message is remembered.
+    ServerRecords(ServerRecords),
+    /// PostgreSQL's authentication offer without channel binding.
+    Authentication(AuthenticationFilter),
+}
+
+/// Checks a server's records until its choice is known, and after.
+#[derive(Debug, Default)]
+pub struct ServerRecords {
+    guard: RecordGuard,
+    /// The first bytes, until `first` is known.
+    head: Vec<u8>,
+    /// What the server answered first.
+    pub first: Option<ServerFirst>,
+}
+
+impl Filter {
+    /// Judges a chunk; what it returns may be carried. `scratch` is used where that differs from
+    /// the chunk.
+    ///
+    /// # Errors
+    /// The session must end, and nothing of the chunk may be carried.
+    pub fn pass<'a>(
+        &mut self,
+        chunk: &'a [u8],
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Failure> {
+        match self {
+            Self::None => Ok(chunk),
+            Self::Records(guard) => {
+                guard.check(chunk).map_err(|error| {
+                    Failure::new(Cause::NotTls, format!("what the agent sends is not TLS: {error}"))
+                })?;
+                Ok(chunk)
+            }
+            Self::ServerRecords(records) => {
+                records.check(chunk)?;
+                Ok(chunk)
+            }
+            Self::Authentication(filter) => {
+                scratch.clear();
+                let step = filter
+                    .filter(chunk, scratch)
+                    .map_err(|error| Failure::new(Cause::ChannelBinding, error.to_string()))?;
+                if step == Step::Done {
+                    *self = Self::None;
+                }
+                Ok(scratch)
+            }
+        }
+    }
+}
+
+impl ServerRecords {
+    fn check(&mut self, chunk: &[u8]) -> Result<(), Failure> {
+        self.guard.check(chunk).map_err(|error| {
+            Failure::new(Cause::NotTls, format!("what the server sends is not TLS: {error}"))
+        })?;
+        if self.first.is_none() && self.head.len() < MAX_HANDSHAKE {
+            self.head.extend_from_slice(chunk);
+            if let Ok(Progress::Done(first)) = ServerFirst::parse(&self.head) {
+                self.first = Some(first);
+                self.head = Vec::new();
+            }
+        }
+        Ok(())
+    }
+}

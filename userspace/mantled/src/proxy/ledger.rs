@@ -1,0 +1,204 @@
+//! Sessions that are open, and their records.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+
+use mantled_record::{Path, Process, SessionRecord, Sink, Verdict};
+use mantled_redirect::{Peer, abi, sys};
+use tokio::sync::mpsc;
+
+use crate::error::{Cause, Failure};
+
+/// Opens sessions and counts them; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    sink: Sink,
+    owed: Owed,
+    shared: Arc<Shared>,
+    /// `mantled exec` reads its sessions here.
+    copies: Option<mpsc::UnboundedSender<SessionRecord>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    open: AtomicUsize,
+    opened: AtomicU64,
+}
+
+/// Cookies of the sessions whose records are not written yet, so that the sweeper can tell them
+/// from connections that never reached the proxy; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Owed(Arc<Mutex<HashSet<u64>>>);
+
+impl Owed {
+    fn set(&self) -> MutexGuard<'_, HashSet<u64>> {
+        // Nothing panics while it holds the lock; a set is whole after every call in any case.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The record of this connection is written.
+    pub fn settle(&self, cookie: u64) {
+        self.set().remove(&cookie);
+    }
+
+    /// Is its record still to be written?
+    pub fn contains(&self, cookie: u64) -> bool {
+        self.set().contains(&cookie)
+    }
+}
+
+impl Ledger {
+    /// A ledger whose records go to `sink`, and copies of them to `copies`. The sink settles
+    /// `owed`.
+    pub fn new(
+        sink: Sink,
+        owed: Owed,
+        copies: Option<mpsc::UnboundedSender<SessionRecord>>,
+    ) -> Self {
+        Self { sink, owed, shared: Arc::default(), copies }
+    }
+
+    /// Where the records go.
+    pub fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    /// Sessions that are open now.
+    pub fn open_sessions(&self) -> usize {
+        self.shared.open.load(Ordering::Relaxed)
+    }
+
+    /// Sessions that were ever opened.
+    pub fn opened(&self) -> u64 {
+        self.shared.opened.load(Ordering::Relaxed)
+    }
+
+    /// Is the record of this connection still to be written, by a session that is open or by
+    /// the sink?
+    pub fn owes(&self, cookie: u64) -> bool {
+        self.owed.contains(cookie)
+    }
+
+    /// Opens the session of a redirected connection.
+    pub fn open(&self, peer: &Peer, process: Process, client: SocketAddr) -> Session {
+        let mut session = self.begin(Some(peer.flow.cookie), client);
+        let record = &mut session.record;
+        describe(record, peer);
+        record.process = Some(process);
+        session
+    }
+
+    /// Opens the session of a connection that nobody redirected; it will be refused.
+    pub fn open_stranger(&self, client: SocketAddr) -> Session {
+        self.begin(None, client)
+    }
+
+    fn begin(&self, cookie: Option<u64>, client: SocketAddr) -> Session {
+        self.shared.open.fetch_add(1, Ordering::Relaxed);
+        self.shared.opened.fetch_add(1, Ordering::Relaxed);
+        if let Some(cookie) = cookie {
+            self.owed.set().insert(cookie);
+        }
+        let mut record = new_record(SystemTime::now());
+        record.client_address = Some(client.ip().to_canonical().to_string());
+        record.client_port = Some(client.port());
+        Session {
+            record,
+            cookie,
+            started: Instant::now(),
+            ledger: self.clone(),
+            finished: false,
+        }
+    }
+
+    /// Writes the record of a connection that has no session and will never have one: it was
+    /// lost with an earlier daemon, or never reached accept().
+    pub fn write_lost(&self, peer: &Peer, reason: &str) {
+        let age = sys::monotonic().saturating_sub(peer.flow.at);
+        let started = SystemTime::now() - std::time::Duration::from_nanos(age);
+        let mut record = new_record(started);
+        describe(&mut record, peer);
+        record.process = Some(Process {
+            pid: peer.flow.pid,
+            name: mantled_redirect::events::text(&peer.flow.comm),
+            uid: peer.flow.uid,
+            gid: peer.flow.gid,
+            ..Process::default()
+        });
+        record.verdict = Verdict::Aborted;
+        record.error = Some(Cause::Stopped.name());
+        record.reason = Some(reason.to_owned());
+        record.duration_ms = age / 1_000_000;
+        self.owed.set().insert(peer.flow.cookie);
+        self.sink.submit(record.to_line(), Some(peer.flow.cookie));
+    }
+}
+
+fn new_record(started: SystemTime) -> SessionRecord {
+    SessionRecord::new(uuid::Uuid::now_v7().to_string(), crate::time::rfc3339(started))
+}
+
+fn describe(record: &mut SessionRecord, peer: &Peer) {
+    record.mode = match peer.flow.mode {
+        abi::MODE_OBSERVE => Some("observe"),
+        abi::MODE_ENFORCE => Some("enforce"),
+        _ => None,
+    };
+    record.network = Some(if peer.destination.is_ipv4() { "ipv4" } else { "ipv6" });
+    record.server_address = Some(peer.destination.ip().to_string());
+    record.server_port = Some(peer.destination.port());
+}
+
+/// An open session. When it is dropped its record is written, whatever the way there.
+#[derive(Debug)]
+pub struct Session {
+    /// What is known so far.
+    pub record: SessionRecord,
+    cookie: Option<u64>,
+    started: Instant,
+    ledger: Ledger,
+    finished: bool,
+}
+
+impl Session {
+    /// The agent's bytes go this way.
+    pub fn goes(&mut self, path: Path) {
+        self.record.path = Some(path);
+    }
+
+    /// Ends the session; the record is written.
+    pub fn finish(mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.fail(failure);
+        }
+        self.finished = true;
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.record.verdict = failure.cause.verdict();
+        self.record.error = Some(failure.cause.name());
+        self.record.reason = Some(failure.text);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.fail(Failure::new(Cause::Stopped, "the daemon ended this session"));
+        }
+        self.record.duration_ms = self.started.elapsed().as_millis() as u64;
+        self.ledger.sink.submit(self.record.to_line(), self.cookie);
+        if let Some(copies) = &self.ledger.copies {
+            // The reader may have gone; the record itself is with the sink.
+            let _ = copies.send(self.record.clone());
+        }
+        self.ledger.shared.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}

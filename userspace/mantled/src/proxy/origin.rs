@@ -1,0 +1,25 @@
+//! Who is the peer, and where did it want to go?
+
+use std::net::SocketAddr;
+
+use mantled_redirect::{Flows, Peer};
+
+use crate::error::{Cause, Failure};
+
+/// Takes the flow of an accepted connection. A miss is a peer that the kernel did not redirect:
+/// it is refused, for the proxy serves nobody who merely found its port.
+///
+/// # Errors
+/// [`Cause::NotRedirected`], [`Cause::Internal`].
+pub fn take(flows: &Flows, netns: u64, peer: SocketAddr) -> Result<Peer, Failure> {
+    match flows.take(netns, peer) {
+        Ok(Some(peer)) => Ok(peer),
+        Ok(None) => Err(Failure::new(
+            Cause::NotRedirected,
+            "this connection did not come from an enrolled group",
+        )),
+        Err(error) => {
+            Err(Failure::new(Cause::Internal, format!("the kernel's list of flows: {error}")))
+        }
+    }
+}

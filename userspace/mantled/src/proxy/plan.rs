@@ -1,0 +1,78 @@
+//! What may happen to a session: mode and route, joined before anything is dialled.
+
+use std::net::SocketAddr;
+
+use mantled_redirect::{Peer, abi};
+use rustls::pki_types::ServerName;
+
+use crate::config::{Config, Protocol, TlsMode};
+
+/// Allows clear text on the way out. Only observe mode and a route with `tls = "exempt"` give one.
+#[derive(Clone, Copy, Debug)]
+pub struct ClearTextPermit(());
+
+/// What may happen to a session.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Index of the route in the configuration.
+    pub route: Option<usize>,
+    /// How TLS comes about.
+    pub tls: TlsMode,
+    /// The protocol that the route names.
+    pub protocol: Option<Protocol>,
+    /// Where the agent wanted to go.
+    pub destination: SocketAddr,
+    /// The port that the route names.
+    pub port: Option<u16>,
+    /// The name that the certificate must prove.
+    pub name: ServerName<'static>,
+    /// May clear text leave?
+    pub clear_text: Option<ClearTextPermit>,
+    /// May the agent's own encryption pass, which nobody can verify here?
+    pub native: bool,
+}
+
+impl Plan {
+    /// Joins the mode that the group had at connect() with the first route that matches.
+    pub fn new(config: &Config, peer: &Peer) -> Self {
+        let destination = peer.destination;
+        let found = config.route_for(destination.ip(), destination.port());
+        let route = found.map(|(_, route)| route);
+        let tls = route.map_or(TlsMode::Auto, |route| route.tls());
+        // An unknown mode counts as enforce.
+        let observe = peer.flow.mode == abi::MODE_OBSERVE;
+        Self {
+            route: found.map(|(index, _)| index),
+            tls,
+            protocol: route.and_then(|route| route.protocol()),
+            destination,
+            port: route.and_then(|route| route.upstream_port()),
+            name: route
+                .and_then(|route| route.server_name().cloned())
+                .unwrap_or_else(|| ServerName::from(destination.ip())),
+            clear_text: (observe || tls == TlsMode::Exempt).then_some(ClearTextPermit(())),
+            native: observe || tls == TlsMode::Passthrough,
+        }
+    }
+
+    /// Where to dial first.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.destination.ip(), self.port.unwrap_or(self.destination.port()))
+    }
+
+    /// The port on which a server of a well-known plaintext port speaks TLS from the first byte.
+    /// A hint, never proof: it counts only if the certificate verifies.
+    pub fn implicit_port(&self) -> u16 {
+        if let Some(port) = self.port {
+            return port;
+        }
+        // Pairs of IANA's service name registry.
+        match self.destination.port() {
+            80 => 443,    // http, https
+            514 => 6514,  // shell (syslog over TCP by custom), syslog-tls
+            1883 => 8883, // mqtt, secure-mqtt
+            5672 => 5671, // amqp, amqps
+            other => other,
+        }
+    }
+}

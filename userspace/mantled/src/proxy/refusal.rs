@@ -1,0 +1,31 @@
+//! Telling the agent that it is refused, in its own protocol where that is known.
+
+use mantled_wire::{http, postgres, redis, tls};
+
+use super::{agent::Agent, detect::Spoken};
+use crate::error::{Cause, Failure};
+
+/// SQLSTATE "sqlserver rejected establishment of sqlconnection".
+const REJECTED: &str = "08004";
+
+/// Says why and closes; resets where there is no way to say it. A failed dial is always a reset:
+/// agents with several addresses then try the next.
+pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
+    if failure.cause == Cause::DialFailed {
+        return;
+    }
+    let text = &failure.text;
+    let words = match spoken {
+        Some(Spoken::Postgresql) => postgres::error_response(
+            REJECTED,
+            &format!("mantled refused this connection: {text}"),
+            Some(failure.cause.name()),
+            None,
+        ),
+        Some(Spoken::Http1) => http::refusal(text),
+        Some(Spoken::Redis) => redis::refusal(text),
+        Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
+        _ => return,
+    };
+    agent.dismiss(&words).await;
+}

@@ -1,0 +1,29 @@
+//! connect() that has already succeeded.
+//!
+//! The agent's connect() ends at the proxy, before the server was dialled. When the dial fails
+//! the agent gets a reset; and for a moment the kernel answers connect() to that address with the
+//! errno of the dial, so that the agent's next attempt sees the truth and goes on to its next
+//! address.
+
+use std::{io, time::Duration};
+
+use mantled_redirect::Peer;
+use nix::libc::{ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT};
+
+use super::Context;
+
+/// Long enough for an agent's retry, short enough that a server which comes back is found.
+const MEMORY: Duration = Duration::from_secs(1);
+
+/// Remembers a failed dial in the kernel.
+pub fn remember(context: &Context, peer: &Peer, error: &io::Error) {
+    let Some(errno @ (ECONNREFUSED | EHOSTUNREACH | ENETUNREACH | ETIMEDOUT)) = error.raw_os_error()
+    else {
+        return;
+    };
+    if let Err(error) =
+        context.flows.mark_unreachable(context.netns, peer.destination, errno, MEMORY)
+    {
+        tracing::debug!(%error, "the failed dial could not be remembered");
+    }
+}

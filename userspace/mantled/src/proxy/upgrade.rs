@@ -1,0 +1,147 @@
+//! From a dialled connection to an [`Upstream`]: one file for each way to TLS.
+
+mod implicit;
+mod native;
+mod postgres;
+
+use std::io;
+
+use mantled_record::Path;
+
+use super::{
+    Context,
+    agent::Agent,
+    detect::{Dialling, Spoken, dial_failure},
+    filter::Filter,
+    ledger::Session,
+    plan::Plan,
+    upstream::{Dial, Dialled, Upstream},
+};
+use crate::{
+    config::{Protocol, TlsMode},
+    error::{Cause, Failure},
+    tls::Alpn,
+};
+
+/// Where the agent's bytes go, and what looks at them on the way.
+#[derive(Debug)]
+pub struct Way {
+    /// Where to.
+    pub upstream: Upstream,
+    /// Looks at what the agent sends.
+    pub from_agent: Filter,
+    /// Looks at what the server sends.
+    pub from_server: Filter,
+}
+
+impl Way {
+    fn plain(upstream: Upstream) -> Self {
+        Self { upstream, from_agent: Filter::None, from_server: Filter::None }
+    }
+}
+
+/// One session on its way up: what every way to TLS needs.
+pub struct Upgrade<'a> {
+    pub(super) context: &'a Context,
+    pub(super) session: &'a mut Session,
+    pub(super) agent: &'a mut Agent,
+    pub(super) plan: &'a Plan,
+    pub(super) dial: Dial,
+}
+
+impl Upgrade<'_> {
+    /// Makes the way. In observe mode a server that cannot be verified is used in clear, and the
+    /// record says what enforce mode would have refused.
+    ///
+    /// # Errors
+    /// What refuses the session.
+    pub async fn run(mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
+        let result = match (self.plan.tls, spoken) {
+            (TlsMode::Exempt, _) => return self.expose(dialling.take().await).map(Way::plain),
+            (_, Spoken::Tls) => return self.native(dialling).await,
+            (TlsMode::Passthrough, Spoken::Postgresql) => self.postgres(dialling).await,
+            (TlsMode::Passthrough, _) => Err(Failure::new(
+                Cause::NotTls,
+                "the route says passthrough, but the agent does not speak TLS",
+            )),
+            (TlsMode::Implicit, spoken) => self.implicit(dialling, self.alpn(spoken)).await,
+            (TlsMode::Auto | TlsMode::Starttls, Spoken::Postgresql) => self.postgres(dialling).await,
+            (TlsMode::Starttls, _) => Err(Failure::new(
+                Cause::NoUpgrade,
+                "the route says starttls, but the agent speaks no protocol for which mantled knows it",
+            )),
+            (TlsMode::Auto, Spoken::ServerFirst) => Err(Failure::new(
+                Cause::NoUpgrade,
+                "the server speaks first, in clear, and mantled knows no way to TLS for its protocol",
+            )),
+            (TlsMode::Auto, spoken) => self.implicit(dialling, self.alpn(spoken)).await,
+        };
+        match result {
+            Err(failure) if self.plan.clear_text.is_some() && is_about_the_server(failure.cause) => {
+                self.session.record.would_refuse = Some(failure.cause.name());
+                self.session.record.reason = Some(failure.text);
+                // The attempt has spoiled its connection.
+                self.dial.address = self.plan.address();
+                let dialled = self.dial.connect().await;
+                self.expose(dialled).map(Way::plain)
+            }
+            result => result,
+        }
+    }
+
+    fn expose(&mut self, dialled: io::Result<Dialled>) -> Result<Upstream, Failure> {
+        let dialled = dialled.map_err(|error| dial_failure(&error))?;
+        let permit = self.plan.clear_text.ok_or_else(|| {
+            Failure::new(Cause::Internal, "clear text was about to leave without a permit")
+        })?;
+        self.session.goes(Path::Exposed);
+        Ok(Upstream::Exposed(dialled.expose(permit)))
+    }
+
+    fn alpn(&self, spoken: Spoken) -> Alpn {
+        match (spoken, self.plan.protocol) {
+            (Spoken::Http1, _) => Alpn::Http1,
+            (Spoken::Http2, _) => Alpn::Http2,
+            (Spoken::Silent | Spoken::Opaque, Some(Protocol::Http)) => Alpn::Http1,
+            (Spoken::Silent | Spoken::Opaque, Some(Protocol::Http2)) => Alpn::Http2,
+            _ => Alpn::None,
+        }
+    }
+
+    /// The TLS handshake, and what it shows, for whichever way led to it.
+    async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        if let Some(port) = dialled.port().filter(|port| *port != self.plan.destination.port()) {
+            self.session.record.upstream_port = Some(port);
+        }
+        let verified = dialled
+            .verify(
+                self.context.connectors.of_route(self.plan.route),
+                &self.plan.name,
+                alpn,
+                self.context.config.limits().handshake,
+            )
+            .await?;
+        self.session.record.tls = verified.facts().clone();
+        self.session.goes(Path::Verified);
+        Ok(Upstream::Verified(verified))
+    }
+}
+
+/// Is it the server (or the path to it) that cannot be verified, rather than the agent that went
+/// wrong?
+fn is_about_the_server(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::CertificateExpired
+            | Cause::CertificateUntrusted
+            | Cause::CertificateName
+            | Cause::CertificateInvalid
+            | Cause::TlsNotOffered
+            | Cause::TlsFailed
+            | Cause::NoUpgrade
+            | Cause::UpgradeDeclined
+            | Cause::UpgradeInjected
+            | Cause::UpgradeProtocol
+            | Cause::UpgradeTimeout
+    )
+}

@@ -1,0 +1,185 @@
+//! Connections to servers, by what has been proven of them.
+//!
+//! A connection starts as [`Dialled`], which cannot carry what an agent sent: it says only
+//! constants of a protocol. The three ways on are the variants of [`Upstream`], and there is no
+//! other type that the relay writes to.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use mantled_record::TlsFacts;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::client::TlsStream;
+
+use super::plan::ClearTextPermit;
+use crate::{
+    error::{Cause, Failure},
+    tls::{self, Alpn, Connector},
+};
+
+/// How to reach a server: as the agent would have.
+#[derive(Clone, Copy, Debug)]
+pub struct Dial {
+    /// Where to.
+    pub address: SocketAddr,
+    /// From which local address; None leaves it to the kernel.
+    pub source: Option<IpAddr>,
+    /// By which device (`SO_BINDTOIFINDEX`); 0 leaves it to the kernel.
+    pub device: u32,
+    /// With which mark (`SO_MARK`); 0 for none.
+    pub mark: u32,
+    /// For how long it is tried.
+    pub patience: Duration,
+}
+
+impl Dial {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The system's own error, so that the agent can be given its errno.
+    pub async fn connect(self) -> io::Result<Dialled> {
+        let socket = if self.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if self.device != 0 {
+            mantled_redirect::sys::bind_to_device(&socket, self.device)?;
+        }
+        if self.mark != 0 {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &self.mark)?;
+        }
+        if let Some(source) = self.source {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        let stream = timeout(self.patience, socket.connect(self.address))
+            .await
+            .map_err(|_| io::Error::from_raw_os_error(nix::libc::ETIMEDOUT))??;
+        // Records are written whole, so waiting for more only adds delay.
+        stream.set_nodelay(true)?;
+        Ok(Dialled(stream))
+    }
+}
+
+/// A connection to a server of which nothing is proven.
+#[derive(Debug)]
+pub struct Dialled(TcpStream);
+
+impl Dialled {
+    /// Says something that no agent wrote.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub async fn say(&mut self, words: &'static [u8]) -> io::Result<()> {
+        self.0.write_all(words).await
+    }
+
+    /// Hears what has come, at most as much as fits; 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// As read(2).
+    pub async fn hear(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).await
+    }
+
+    /// Waits until the server says something, or ends the stream. Nothing is taken.
+    ///
+    /// # Errors
+    /// As recv(2).
+    pub async fn spoken(&self) -> io::Result<usize> {
+        self.0.peek(&mut [0]).await
+    }
+
+    /// The server's port.
+    pub fn port(&self) -> Option<u16> {
+        self.0.peer_addr().ok().map(|address| address.port())
+    }
+
+    /// Makes TLS of it and verifies the name.
+    ///
+    /// # Errors
+    /// See [`Connector::connect`]; [`Cause::UpgradeTimeout`].
+    pub async fn verify(
+        self,
+        connector: &Connector,
+        name: &ServerName<'static>,
+        alpn: Alpn,
+        patience: Duration,
+    ) -> Result<Verified, Failure> {
+        let handshake = connector.connect(self.0, name, alpn);
+        let stream = timeout(patience, handshake).await.map_err(|_| {
+            Failure::new(
+                Cause::UpgradeTimeout,
+                format!("the server did not finish the TLS handshake in {} s", patience.as_secs_f32()),
+            )
+        })??;
+        let facts = tls::facts(&stream, name);
+        Ok(Verified { stream: Box::new(stream), facts })
+    }
+
+    /// Leaves it in clear text, which needs a permit.
+    pub fn expose(self, _permit: ClearTextPermit) -> Exposed {
+        Exposed(self.0)
+    }
+
+    /// Leaves the encryption to the agent. What it carries is checked to be TLS records.
+    pub fn native(self) -> Native {
+        Native(self.0)
+    }
+}
+
+/// TLS with a server that has proven its name.
+#[derive(Debug)]
+pub struct Verified {
+    stream: Box<TlsStream<TcpStream>>,
+    facts: TlsFacts,
+}
+
+/// Clear text, by permit.
+#[derive(Debug)]
+pub struct Exposed(TcpStream);
+
+/// The agent's own TLS.
+#[derive(Debug)]
+pub struct Native(TcpStream);
+
+/// What agent bytes can be written to.
+#[derive(Debug)]
+pub enum Upstream {
+    /// See [`Verified`].
+    Verified(Verified),
+    /// See [`Exposed`].
+    Exposed(Exposed),
+    /// See [`Native`].
+    Native(Native),
+}
+
+impl Verified {
+    /// What the handshake has shown.
+    pub fn facts(&self) -> &TlsFacts {
+        &self.facts
+    }
+
+    /// The stream.
+    pub fn into_stream(self) -> TlsStream<TcpStream> {
+        *self.stream
+    }
+}
+
+impl Exposed {
+    /// The stream.
+    pub fn into_stream(self) -> TcpStream {
+        self.0
+    }
+}
+
+impl Native {
+    /// The stream.
+    pub fn into_stream(self) -> TcpStream {
+        self.0
+    }
+}
