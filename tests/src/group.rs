@@ -1,0 +1,81 @@
+//! Cgroups for agents.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::Namespace;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A cgroup below the root; its processes are ended and it is removed when it is dropped.
+#[derive(Debug)]
+pub struct Group {
+    path: PathBuf,
+}
+
+impl Group {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// No cgroup v2 hierarchy, or as mkdir(2).
+    pub fn new() -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let root = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .find_map(|fields| (fields.get(2) == Some(&"cgroup2")).then(|| fields[1].to_owned()))
+            .context("no cgroup v2 hierarchy")?;
+        let name = format!(
+            "mantled-test-{}-{}.service",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = Path::new(&root).join(name);
+        fs::create_dir(&path)?;
+        Ok(Self { path })
+    }
+
+    /// Its path in the file system.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A command that runs in it, in a network namespace. It joins before its program starts.
+    pub fn command(&self, namespace: &Namespace, program: impl AsRef<OsStr>) -> Command {
+        let mut command = namespace.command("sh");
+        command
+            .args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#])
+            .arg(&self.path)
+            .arg(program);
+        command
+    }
+
+    /// Moves a process into it.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub fn adopt(&self, pid: u32) -> Result<()> {
+        Ok(fs::write(self.path.join("cgroup.procs"), pid.to_string())?)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for _ in 0..200 {
+            let _ = fs::write(self.path.join("cgroup.kill"), "1");
+            if fs::remove_dir(&self.path).is_ok() || !self.path.exists() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
