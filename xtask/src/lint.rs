@@ -24,6 +24,8 @@ impl Lint {
                 "-D",
                 "warnings",
             ]),
+            // cargo-deny looks at the crates of all platforms; a build fetches its own only.
+            sh::cargo(["fetch", "--quiet", "--locked"]),
             // Advisories are left out: their database is not reachable from everywhere.
             sh::cargo(["deny", "--offline", "check", "licenses", "bans", "sources"]),
         ]

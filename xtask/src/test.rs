@@ -1,8 +1,8 @@
 //! The tests: unit tests, the lab against the real kernel, and a moment of fuzzing.
 
-use std::process::Command;
+use std::{fs, path::Path, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{setup::Setup, sh};
 
@@ -58,17 +58,30 @@ fn fuzz(seconds: u32) -> Result<()> {
     }
     let targets = sh::read(&mut sh::cargo(["fuzz", "list", "--fuzz-dir", FUZZ]))?;
     for target in targets.lines() {
-        sh::run(&mut fuzz_target(target, seconds))?;
+        sh::run(&mut fuzz_target(target, seconds)?)?;
     }
     Ok(())
 }
 
 /// The sanitizer needs unstable flags, which the pinned stable compiler takes with
-/// `RUSTC_BOOTSTRAP`; its address sanitizer is part of the standard library component.
-fn fuzz_target(target: &str, seconds: u32) -> Command {
-    let mut command = sh::cargo(["fuzz", "run", "--fuzz-dir", FUZZ, target]);
+/// `RUSTC_BOOTSTRAP`; its address sanitizer is part of the standard library's component.
+///
+/// What the fuzzer builds and finds goes below target/, and the inputs that are checked in are only
+/// read. An input that crashes is left in tests/fuzz/artifacts.
+fn fuzz_target(target: &str, seconds: u32) -> Result<Command> {
+    let build = sh::target().join("fuzz");
+    let found = build.join("corpus").join(target);
+    fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+    let given = Path::new(FUZZ).join("corpus").join(target);
+    let mut command = sh::cargo(["fuzz", "run", "--fuzz-dir", FUZZ, "--target-dir"]);
     command
         .env("RUSTC_BOOTSTRAP", "1")
-        .args(["--", &format!("-max_total_time={seconds}")]);
-    command
+        .arg(&build)
+        .arg(target)
+        .arg(&found);
+    if sh::root().join(&given).is_dir() {
+        command.arg(given);
+    }
+    command.args(["--", &format!("-max_total_time={seconds}")]);
+    Ok(command)
 }

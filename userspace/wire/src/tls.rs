@@ -3,10 +3,14 @@
 //!
 //! mantled's own TLS is rustls'. This module is for connections that the agent encrypts itself.
 
+mod alert;
+mod cipher_suite;
 mod hello;
 mod record;
 
-pub use hello::{ClientHello, ServerFirst, ServerHello, cipher_suite_name};
+pub use alert::{ACCESS_DENIED, Alert, alert_name, fatal_alert};
+pub use cipher_suite::cipher_suite_name;
+pub use hello::{ClientHello, ServerFirst, ServerHello};
 pub use record::{FramingError, RecordGuard};
 
 use crate::{Look, begins};
@@ -14,10 +18,6 @@ use crate::{Look, begins};
 /// Longest handshake message that is looked at, in bytes. A ClientHello with post-quantum key
 /// shares takes about 2 KiB.
 pub const MAX_HANDSHAKE: usize = 64 * 1024;
-
-/// Alert description "access_denied" (RFC 8446 §6): a valid certificate or PSK was received, but
-/// access control forbids going on.
-pub const ACCESS_DENIED: u8 = 49;
 
 /// A protocol version as it is on the wire (RFC 8446 §4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,14 +51,15 @@ pub enum Malformed {
     Field,
 }
 
-/// Does a stream begin like a ClientHello? Six bytes decide: a handshake record of some 3.x
-/// version, of a plausible length, with a message of type 1.
+/// Does a stream begin like a ClientHello (RFC 8446 §4.1.2, §5.1)? Six bytes decide: a handshake
+/// record of some 3.x version, of a plausible length, with a message of type 1. What
+/// [`ClientHello::parse`] reads looks like one; what looks like one can still be malformed.
 pub fn looks_like_client_hello(stream: &[u8]) -> Look {
     match begins(stream, &[0x16, 0x03]) {
         Look::Yes => match *stream {
             [_, _, minor, ..] if minor > 4 => Look::No,
             [_, _, _, high, low, ..]
-                if !(4..=record::MAX_CIPHERTEXT).contains(&u16::from_be_bytes([high, low])) =>
+                if !(1..=record::MAX_CIPHERTEXT).contains(&u16::from_be_bytes([high, low])) =>
             {
                 Look::No
             }
@@ -73,11 +74,6 @@ pub fn looks_like_client_hello(stream: &[u8]) -> Look {
         },
         undecided => undecided,
     }
-}
-
-/// A fatal alert record (RFC 8446 §6).
-pub fn fatal_alert(description: u8) -> [u8; 7] {
-    [record::ALERT, 3, 3, 0, 2, 2, description]
 }
 
 /// Is it a GREASE value (RFC 8701), which clients send to keep peers tolerant?

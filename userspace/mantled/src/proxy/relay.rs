@@ -89,12 +89,19 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    if let Poll::Ready(Err(end)) = out.poll(cx, agent, server) {
-        return Poll::Ready(Err(end.into_failure(&AGENT, &SERVER)));
+    match out.poll(cx, agent, server) {
+        // The server does not listen any more. What it said before must still arrive: an early
+        // answer to a request that is too large, for one.
+        Poll::Ready(Err(End::Write(_))) => {
+            out.state = State::Closed;
+            out.broken = true;
+        }
+        Poll::Ready(Err(end)) => return Poll::Ready(Err(end.into_failure(&AGENT, &SERVER))),
+        _ => {}
     }
     if let Poll::Ready(Err(end)) = back.poll(cx, server, agent) {
         // A server that has heard the agent's goodbye may leave without one of its own.
-        let after_goodbye = out.state != State::Open;
+        let after_goodbye = out.state != State::Open && !out.broken;
         if !(end.is_truncation() && after_goodbye) {
             return Poll::Ready(Err(end.into_failure(&SERVER, &AGENT)));
         }
@@ -163,11 +170,21 @@ struct Direction {
     carried: u64,
     /// The writer may hold bytes that it has not put on the wire.
     unflushed: bool,
+    /// The writer has failed.
+    broken: bool,
 }
 
 impl Direction {
     fn new(filter: Filter) -> Self {
-        Self { kept: Vec::new(), offset: 0, filter, state: State::Open, carried: 0, unflushed: false }
+        Self {
+            kept: Vec::new(),
+            offset: 0,
+            filter,
+            state: State::Open,
+            carried: 0,
+            unflushed: false,
+            broken: false,
+        }
     }
 
     /// Keeps bytes that were read before the relay began.
@@ -185,6 +202,9 @@ impl Direction {
         W: AsyncWrite + Unpin,
     {
         loop {
+            if self.state == State::Closed {
+                return Poll::Ready(Ok(()));
+            }
             ready!(self.poll_write_kept(cx, writer))?;
             match self.state {
                 State::Open => match self.poll_carry(cx, reader, writer)? {
@@ -205,7 +225,7 @@ impl Direction {
                     }
                     self.state = State::Closed;
                 }
-                State::Closed => return Poll::Ready(Ok(())),
+                State::Closed => {}
             }
         }
     }

@@ -82,7 +82,7 @@ async fn walk(
         mark: peer.flow.mark,
         patience: limits.dial,
     };
-    let mut dialling = Dialling::start(dial.connect());
+    let mut dialling = Dialling::start(unreachable::remembering(context, peer, dial));
 
     let patience = match plan.tls {
         TlsMode::Implicit | TlsMode::Exempt => Patience::UntilConnected,
@@ -93,10 +93,7 @@ async fn walk(
         Err(Heard::Agent(error)) => {
             return Err(Failure::new(Cause::AgentClosed, format!("agent: {error}")));
         }
-        Err(Heard::Dial(error)) => {
-            unreachable::remember(context, peer, &error);
-            return Err(detect::dial_failure(&error));
-        }
+        Err(Heard::Dial(error)) => return Err(detect::dial_failure(&error)),
     };
     *spoken = Some(heard);
     session.record.protocol = heard.name();

@@ -10,20 +10,30 @@ use std::{io, time::Duration};
 use mantled_redirect::Peer;
 use nix::libc::{ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT};
 
-use super::Context;
+use super::{
+    Context,
+    upstream::{Dial, Dialled},
+};
 
 /// Long enough for an agent's retry, short enough that a server which comes back is found.
 const MEMORY: Duration = Duration::from_secs(1);
 
-/// Remembers a failed dial in the kernel.
-pub fn remember(context: &Context, peer: &Peer, error: &io::Error) {
-    let Some(errno @ (ECONNREFUSED | EHOSTUNREACH | ENETUNREACH | ETIMEDOUT)) = error.raw_os_error()
-    else {
-        return;
-    };
-    if let Err(error) =
-        context.flows.mark_unreachable(context.netns, peer.destination, errno, MEMORY)
-    {
-        tracing::debug!(%error, "the failed dial could not be remembered");
+/// Dials, and has the kernel remember when that fails.
+pub fn remembering(
+    context: &Context,
+    peer: &Peer,
+    dial: Dial,
+) -> impl Future<Output = io::Result<Dialled>> + Send + use<> {
+    let (flows, netns, destination) = (context.flows.clone(), context.netns, peer.destination);
+    async move {
+        let result = dial.connect().await;
+        if let Err(error) = &result
+            && let Some(errno @ (ECONNREFUSED | EHOSTUNREACH | ENETUNREACH | ETIMEDOUT)) =
+                error.raw_os_error()
+            && let Err(error) = flows.mark_unreachable(netns, destination, errno, MEMORY)
+        {
+            tracing::debug!(%error, "the failed dial could not be remembered");
+        }
+        result
     }
 }

@@ -3,7 +3,7 @@
 use crate::{Progress, reader::Reader};
 
 use super::{
-    Malformed, ProtocolVersion, is_grease,
+    Alert, Malformed, ProtocolVersion, is_grease,
     record::{First, first_message},
 };
 
@@ -34,10 +34,12 @@ pub struct ClientHello {
 }
 
 impl ClientHello {
-    /// Reads the first message of a client's stream.
+    /// Reads the first message of a client's stream, over as many records as it takes. Pass the
+    /// stream from its first byte; what follows the message is not looked at.
     ///
     /// # Errors
-    /// [`Malformed`] where the stream cannot become a ClientHello.
+    /// [`Malformed`] where the stream cannot become a ClientHello, or where two readers could
+    /// understand it differently: an extension or a name given twice.
     pub fn parse(stream: &[u8]) -> Result<Progress<Self>, Malformed> {
         match first_message(stream)? {
             Progress::Done(First::Message(CLIENT_HELLO, body)) => Self::from_body(&body)
@@ -63,33 +65,11 @@ impl ClientHello {
         if body.is_empty() {
             return Some(hello);
         }
-        let mut extensions = body.vector16()?;
-        while !extensions.is_empty() {
-            let kind = extensions.u16()?;
-            let mut data = extensions.vector16()?;
+        for (kind, data) in extensions(body)? {
             match kind {
                 SERVER_NAME => hello.server_name = server_name(data)?,
-                ALPN => {
-                    let mut protocols = data.vector16()?;
-                    while !protocols.is_empty() {
-                        let protocol = protocols.vector8()?.0;
-                        let grease =
-                            matches!(*protocol, [a, b] if is_grease(u16::from_be_bytes([a, b])));
-                        if !grease {
-                            hello.alpn.push(protocol.to_vec());
-                        }
-                    }
-                }
-                SUPPORTED_VERSIONS => {
-                    let mut versions = data.vector8()?;
-                    hello.versions.clear();
-                    while !versions.is_empty() {
-                        let version = versions.u16()?;
-                        if !is_grease(version) {
-                            hello.versions.push(ProtocolVersion(version));
-                        }
-                    }
-                }
+                ALPN => hello.alpn = protocols(data)?,
+                SUPPORTED_VERSIONS => hello.versions = versions(data)?,
                 _ => {}
             }
         }
@@ -97,23 +77,83 @@ impl ClientHello {
     }
 }
 
-/// The outer None: malformed; the inner: no name in it that is a host name.
-fn server_name(mut data: Reader<'_>) -> Option<Option<String>> {
-    const HOST_NAME: u8 = 0;
-    let mut names = data.vector16()?;
-    while !names.is_empty() {
-        let kind = names.u8()?;
-        let name = names.vector16()?.0;
-        if kind == HOST_NAME {
-            let valid = !name.is_empty()
-                && name.len() <= 253
-                && name
-                    .iter()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(byte));
-            return Some(valid.then(|| String::from_utf8_lossy(name).to_ascii_lowercase()));
+/// The extensions, which end their message (RFC 8446 §4.2). None where one comes twice: the
+/// server could believe the other.
+fn extensions(mut body: Reader<'_>) -> Option<Vec<(u16, Reader<'_>)>> {
+    let mut list = body.vector16()?;
+    let mut extensions = Vec::new();
+    while !list.is_empty() {
+        extensions.push((list.u16()?, list.vector16()?));
+    }
+    let mut kinds: Vec<u16> = extensions.iter().map(|(kind, _)| *kind).collect();
+    kinds.sort_unstable();
+    let twice = kinds
+        .windows(2)
+        .any(|pair| matches!(pair, [a, b] if a == b));
+    (body.is_empty() && !twice).then_some(extensions)
+}
+
+/// `supported_versions` of a client (RFC 8446 §4.2.1).
+fn versions(mut data: Reader<'_>) -> Option<Vec<ProtocolVersion>> {
+    let mut list = data.vector8()?;
+    let mut versions = Vec::new();
+    while !list.is_empty() {
+        let version = list.u16()?;
+        if !is_grease(version) {
+            versions.push(ProtocolVersion(version));
         }
     }
-    Some(None)
+    data.is_empty().then_some(versions)
+}
+
+/// `application_layer_protocol_negotiation` (RFC 7301 §3.1), whose names are not empty.
+fn protocols(mut data: Reader<'_>) -> Option<Vec<Vec<u8>>> {
+    let mut list = data.vector16()?;
+    let mut protocols = Vec::new();
+    while !list.is_empty() {
+        let name = list.vector8()?.0;
+        match *name {
+            [] => return None,
+            [a, b] if is_grease(u16::from_be_bytes([a, b])) => {}
+            _ => protocols.push(name.to_vec()),
+        }
+    }
+    data.is_empty().then_some(protocols)
+}
+
+/// `server_name` (RFC 6066 §3). The outer None: malformed, or more than one host name; the
+/// inner: what is there is no host name.
+fn server_name(mut data: Reader<'_>) -> Option<Option<String>> {
+    const HOST_NAME: u8 = 0;
+    let mut list = data.vector16()?;
+    let mut found = None;
+    while !list.is_empty() {
+        let kind = list.u8()?;
+        let name = list.vector16()?.0;
+        if kind == HOST_NAME && found.replace(name).is_some() {
+            return None;
+        }
+    }
+    let name = found
+        .filter(|name| is_host_name(name))
+        .map(|name| String::from_utf8_lossy(name).to_ascii_lowercase());
+    data.is_empty().then_some(name)
+}
+
+/// A DNS name without its final dot, which is no IPv4 address (RFC 6066 §3, RFC 1123 §2.1).
+/// Underscores are no part of host names, but of names that clients ask for.
+fn is_host_name(name: &[u8]) -> bool {
+    let is_label = |label: &[u8]| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with(b"-")
+            && !label.ends_with(b"-")
+            && label
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte))
+    };
+    let is_number = |label: &[u8]| label.iter().all(u8::is_ascii_digit);
+    let mut labels = name.split(|byte| *byte == b'.');
+    name.len() <= 253 && labels.clone().all(is_label) && !labels.next_back().is_some_and(is_number)
 }
 
 /// What a server answers first.
@@ -121,8 +161,8 @@ fn server_name(mut data: Reader<'_>) -> Option<Option<String>> {
 pub enum ServerFirst {
     /// It goes on.
     Hello(ServerHello),
-    /// It refuses: level and description (RFC 8446 §6).
-    Alert(u8, u8),
+    /// It refuses, or warns (RFC 8446 §6).
+    Alert(Alert),
 }
 
 /// What a server chose.
@@ -146,9 +186,7 @@ impl ServerFirst {
             Progress::Done(First::Message(SERVER_HELLO, body)) => ServerHello::from_body(&body)
                 .map(|hello| Progress::Done(Self::Hello(hello)))
                 .ok_or(Malformed::Field),
-            Progress::Done(First::Alert(level, description)) => {
-                Ok(Progress::Done(Self::Alert(level, description)))
-            }
+            Progress::Done(First::Alert(alert)) => Ok(Progress::Done(Self::Alert(alert))),
             Progress::Done(_) => Err(Malformed::NotHandshake),
             Progress::NeedMore => Ok(Progress::NeedMore),
         }
@@ -164,10 +202,7 @@ impl ServerHello {
         let cipher_suite = body.u16()?;
         body.u8()?; // legacy_compression_method
         if !body.is_empty() {
-            let mut extensions = body.vector16()?;
-            while !extensions.is_empty() {
-                let kind = extensions.u16()?;
-                let mut data = extensions.vector16()?;
+            for (kind, mut data) in extensions(body)? {
                 if kind == SUPPORTED_VERSIONS {
                     version = data.u16()?;
                 }
@@ -179,20 +214,4 @@ impl ServerHello {
             retry,
         })
     }
-}
-
-/// IANA's name of a cipher suite, for those that servers of today choose.
-pub fn cipher_suite_name(suite: u16) -> Option<&'static str> {
-    Some(match suite {
-        0x1301 => "TLS_AES_128_GCM_SHA256",
-        0x1302 => "TLS_AES_256_GCM_SHA384",
-        0x1303 => "TLS_CHACHA20_POLY1305_SHA256",
-        0xc02b => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
-        0xc02c => "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
-        0xc02f => "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-        0xc030 => "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-        0xcca8 => "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-        0xcca9 => "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
-        _ => return None,
-    })
 }

@@ -92,7 +92,10 @@ fn server_hello_and_alert_are_read() {
     );
     assert_eq!(
         ServerFirst::parse(&fatal_alert(ACCESS_DENIED)),
-        Ok(Progress::Done(ServerFirst::Alert(2, 49)))
+        Ok(Progress::Done(ServerFirst::Alert(Alert {
+            level: 2,
+            description: 49
+        })))
     );
     assert_eq!(
         ServerFirst::parse(b"HTTP/1.1 400"),
@@ -105,7 +108,7 @@ fn other_protocols_are_no_client_hello() {
     for stream in [
         &b"GET / HTTP/1.1\r\n"[..],
         b"\x16\x02\x01",
-        b"\x16\x03\x01\x00\x02",
+        b"\x16\x03\x01\x00\x00",
         b"\x16\x03\x01\x01\x00\x02",
     ] {
         assert_eq!(looks_like_client_hello(stream), Look::No, "{stream:x?}");
@@ -136,6 +139,125 @@ fn a_handshake_prefix_does_not_open_a_tunnel() {
     assert_eq!(
         RecordGuard::default().check(&[22, 3, 3, 0xff, 0xff]),
         Err(FramingError::Length(0xffff))
+    );
+}
+
+#[test]
+fn not_even_the_first_bytes_of_something_else_pass() {
+    let mut guard = RecordGuard::new();
+    guard.check(&records(&client_hello(), 4096)).unwrap();
+    assert_eq!(guard.check(b"S"), Err(FramingError::ContentType(b'S')));
+    // And an error is for ever.
+    assert_eq!(
+        guard.check(&[23, 3, 3, 0, 0]),
+        Err(FramingError::ContentType(b'S'))
+    );
+    for (record, error) in [
+        (&[24, 3, 3, 0, 1][..], FramingError::ContentType(24)),
+        (&[22, b'E'], FramingError::Version(0x4500)),
+        (&[22, 3, 4], FramingError::Version(0x0304)),
+        (&[22, 3, 3, 0, 0], FramingError::Length(0)),
+        (&[22, 3, 3, 0x48, 1], FramingError::Length(0x4801)),
+    ] {
+        assert_eq!(RecordGuard::new().check(record), Err(error));
+    }
+    let mut guard = RecordGuard::new();
+    guard.check(&[21, 3, 1, 0, 2, 2, 40]).unwrap();
+    guard.check(&[23, 3, 3, 0, 0, 20, 3, 3, 0, 1, 1]).unwrap();
+}
+
+/// A ClientHello with these extensions and nothing else.
+fn hello_with(extensions: &[Vec<u8>]) -> Result<Progress<ClientHello>, Malformed> {
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.extend([0, 0, 2, 0x13, 0x01, 1, 0]);
+    body.extend(vector16(&extensions.concat()));
+    ClientHello::parse(&records(&message(1, &body), 4096))
+}
+
+fn sni(names: &[&str]) -> Vec<u8> {
+    let list: Vec<u8> = names
+        .iter()
+        .flat_map(|name| [&[0][..], &vector16(name.as_bytes())].concat())
+        .collect();
+    extension(0, &vector16(&list))
+}
+
+#[test]
+fn only_host_names_are_server_names() {
+    for (name, valid) in [
+        ("db.example.com", true),
+        ("_kafka.internal", true),
+        ("localhost", true),
+        ("192.0.2.1", false),
+        ("example.com.", false),
+        ("a..b", false),
+        ("-a.example", false),
+        ("a b", false),
+        ("a\0.example", false),
+        ("", false),
+    ] {
+        let Ok(Progress::Done(hello)) = hello_with(&[sni(&[name])]) else {
+            panic!("{name:?} is not read")
+        };
+        assert_eq!(hello.server_name.as_deref(), valid.then_some(name));
+        assert_eq!(hello.versions, [ProtocolVersion(0x0303)]);
+    }
+}
+
+#[test]
+fn what_could_be_understood_in_two_ways_is_malformed() {
+    for extensions in [
+        &[sni(&["a.example"]), sni(&["b.example"])][..],
+        &[sni(&["a.example", "b.example"])],
+        &[extension(16, &vector16(b"\x00"))],
+        &[extension(43, &[3, 3, 4, 3])],
+        &[extension(43, &[2, 3, 4, 0])],
+    ] {
+        assert_eq!(
+            hello_with(extensions),
+            Err(Malformed::Field),
+            "{extensions:x?}"
+        );
+    }
+}
+
+#[test]
+fn hellos_that_cannot_be_are_malformed_early() {
+    assert_eq!(
+        ClientHello::parse(b"\x16\x03\x01\x00\x04\x01\x01\x00\x01"),
+        Err(Malformed::TooLong)
+    );
+    for stream in [
+        &b"\x16\x03\x00"[..],
+        b"\x15\x03\x01\x00\x01",
+        b"\x16\x03\x01\x00\x01\x02\x15\x03\x01\x00\x02",
+        b"\x17",
+    ] {
+        assert_eq!(
+            ServerFirst::parse(stream),
+            Err(Malformed::NotHandshake),
+            "{stream:x?}"
+        );
+    }
+    assert_eq!(alert_name(ACCESS_DENIED), Some("access_denied"));
+}
+
+#[test]
+fn hello_retry_request_is_told_apart() {
+    let mut retry = vec![3, 3];
+    retry.extend(b"\xcf\x21\xad\x74\xe5\x9a\x61\x11\xbe\x1d\x8c\x02\x1e\x65\xb8\x91");
+    retry.extend(b"\xc2\xa2\x11\x16\x7a\xbb\x8c\x5e\x07\x9e\x09\xe2\xc8\xa8\x33\x9c");
+    retry.extend([0, 0x13, 0x01, 0]);
+    let parsed = ServerFirst::parse(&records(&message(2, &retry), 9));
+    let Ok(Progress::Done(ServerFirst::Hello(hello))) = parsed else {
+        panic!("{parsed:?}")
+    };
+    assert!(hello.retry);
+    assert_eq!(hello.version, ProtocolVersion(0x0303));
+    assert_eq!(
+        cipher_suite_name(hello.cipher_suite),
+        Some("TLS_AES_128_GCM_SHA256")
     );
 }
 
