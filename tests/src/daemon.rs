@@ -58,6 +58,10 @@ impl Daemon {
         let (keys, tables) = config.split_at(config.find('[').unwrap_or(config.len()));
         fs::write(&file, format!("{keys}\n{text}\n{tables}"))?;
         let log = lab.path("mantled.log");
+        // Of an earlier daemon in this lab.
+        for stale in [&log, &lab.path("records/sessions.jsonl")] {
+            let _ = fs::remove_file(stale);
+        }
         let mut daemon = Self {
             child: Self::spawn(&lab.host.file(), &file, &log)?,
             config: file,

@@ -48,6 +48,15 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
     match kind {
         // Connects in the ordinary way, says something, reads the echo, prints the peer's name.
         "echo" => exchange(TcpStream::connect(address)?, argument.as_bytes()),
+        // The same, but reads without having ended its own side.
+        "ask" => {
+            let mut stream = TcpStream::connect(address)?;
+            stream.write_all(argument.as_bytes())?;
+            let mut answer = Vec::new();
+            let result = stream.read_to_end(&mut answer);
+            println!("{}", String::from_utf8_lossy(&answer));
+            result.map(drop)
+        }
         "mapped" => exchange(open(map(address), |_| Ok(()))?.into(), argument.as_bytes()),
         "bound" => {
             let (source, words) = argument.split_once(' ').unwrap_or((argument, ""));

@@ -191,7 +191,11 @@ fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
             };
             Failure::new(cause, format!("the server's certificate does not prove {shown}: {error}"))
         }
-        TlsError::InvalidMessage(_) | TlsError::PeerMisbehaved(_) => {
+        // An alert would be TLS; these are somebody's other words, or the ClientHello echoed.
+        TlsError::InvalidMessage(_)
+        | TlsError::PeerMisbehaved(_)
+        | TlsError::InappropriateMessage { .. }
+        | TlsError::InappropriateHandshakeMessage { .. } => {
             Failure::new(Cause::TlsNotOffered, format!("the server does not speak TLS: {tls}"))
         }
         other => Failure::new(Cause::TlsFailed, format!("no TLS with {shown}: {other}")),

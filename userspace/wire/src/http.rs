@@ -61,12 +61,23 @@ fn request_line(stream: &[u8], method: &[u8]) -> Look {
     }
     match stream.get(method.len()..).unwrap_or_default() {
         [] | [b' '] => Look::NeedMore,
-        [b' ', first, ..] if first.is_ascii_alphanumeric() || b"/*[".contains(first) => Look::Yes,
+        [b' ', first, ..] if may_begin_target(method, *first) => Look::Yes,
         _ => Look::No,
     }
 }
 
-/// A whole response that tells the client why it was refused.
+/// Origin-form, absolute-form of http, authority-form and asterisk-form (RFC 9112 §3.2). NNTP's
+/// `HEAD 42` and the like are none.
+fn may_begin_target(method: &[u8], first: u8) -> bool {
+    match first {
+        b'/' | b'h' | b'H' => true,
+        b'*' => method == b"OPTIONS",
+        _ => method == b"CONNECT" && (first.is_ascii_alphanumeric() || first == b'['),
+    }
+}
+
+/// A whole response that tells the client why it was refused (RFC 9110 §15.6.3). The reason
+/// stands in the body only, so that it cannot add a header.
 pub fn refusal(reason: &str) -> Vec<u8> {
     let body = format!("mantled refused this connection: {reason}\n");
     format!(
@@ -79,7 +90,21 @@ pub fn refusal(reason: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn more_bytes_never_change_a_decision(stream in "(GET|PUT|PRI|HEAD|CONNECT|OPTIONS|P)?[ -~]{0,24}", cut in 0_usize..30) {
+            let stream = stream.as_bytes();
+            let beginning = &stream[..cut.min(stream.len())];
+            match begins_with(beginning) {
+                Begins::NeedMore => prop_assert!(beginning.len() < 24),
+                decided => prop_assert_eq!(decided, begins_with(stream)),
+            }
+        }
+    }
 
     #[test]
     fn requests_are_told_apart() {
@@ -92,6 +117,10 @@ mod tests {
             (b"P", Begins::NeedMore),
             (b"GET", Begins::NeedMore),
             (b"GETX / ", Begins::No),
+            (b"GET http://db/", Begins::Http1),
+            (b"CONNECT [2001:db8::1]:443", Begins::Http1),
+            (b"HEAD 42\r\n", Begins::No),
+            (b"GET * ", Begins::No),
             (b"GET \r\n", Begins::No),
             (b"*1\r\n$4\r\nPING\r\n", Begins::No),
             (b"\x16\x03\x01", Begins::No),

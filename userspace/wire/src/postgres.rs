@@ -18,8 +18,10 @@ pub const SSL_REQUEST: &[u8; 8] = b"\x00\x00\x00\x08\x04\xd2\x16\x2f";
 /// GSSENCRequest.
 pub const UNWILLING: &[u8; 1] = b"N";
 
-/// Longest start-up packet that a server accepts (`MAX_STARTUP_PACKET_LENGTH`), in bytes.
-pub const MAX_STARTUP: usize = 10_000;
+/// Longest start-up packet that a server accepts, in bytes: `MAX_STARTUP_PACKET_LENGTH`, which
+/// the server compares after it has taken off the four bytes of the length (postmaster.c,
+/// `ProcessStartupPacket`).
+pub const MAX_STARTUP: usize = 10_000 + 4;
 
 const CANCEL_CODE: u32 = 80_877_102;
 const SSL_CODE: u32 = 80_877_103;
@@ -43,7 +45,7 @@ pub enum Startup {
         /// Parameter `database`; the server takes the user's name where it is missing.
         database: Option<String>,
         /// Parameter `application_name`.
-        application: Option<String>,
+        application_name: Option<String>,
     },
 }
 
@@ -99,7 +101,8 @@ fn header(stream: &[u8]) -> Result<Progress<(usize, u32)>, Malformed> {
     }
 }
 
-/// Reads the first packet, and how many bytes it takes.
+/// Reads the first packet, and how many bytes it takes (section "Message Formats"). Allocates
+/// no more than thrice [`MAX_STARTUP`] bytes (text that is not UTF-8 is replaced).
 ///
 /// # Errors
 /// [`Malformed`].
@@ -122,7 +125,7 @@ pub fn parse_startup(stream: &[u8]) -> Result<Progress<(Startup, usize)>, Malfor
 
 fn parameters(version: u32, packet: &[u8]) -> Option<Startup> {
     let mut reader = Reader(packet);
-    let (mut user, mut database, mut application) = (None, None, None);
+    let (mut user, mut database, mut application_name) = (None, None, None);
     loop {
         let name = reader.cstring()?;
         if name.is_empty() {
@@ -130,7 +133,7 @@ fn parameters(version: u32, packet: &[u8]) -> Option<Startup> {
                 version,
                 user,
                 database,
-                application,
+                application_name,
             });
         }
         let value = reader.cstring()?;
@@ -138,7 +141,7 @@ fn parameters(version: u32, packet: &[u8]) -> Option<Startup> {
         match name {
             b"user" => user = text(),
             b"database" => database = text(),
-            b"application_name" => application = text(),
+            b"application_name" => application_name = text(),
             _ => {}
         }
     }
@@ -151,7 +154,8 @@ pub enum SslAnswer {
     Willing,
     /// `N`: it has no TLS.
     Unwilling,
-    /// An ErrorResponse, with its message text where it has come.
+    /// An ErrorResponse, with its message text where it has come. Nobody has authenticated the
+    /// server yet, so the text proves nothing (CVE-2024-10977).
     Error(Option<String>),
 }
 
@@ -167,7 +171,8 @@ pub enum SslAnswerError {
     Unknown(u8),
 }
 
-/// Reads the answer to SSLRequest. Pass everything that has come.
+/// Reads the answer to SSLRequest (section "SSL Session Encryption"). Pass everything that has
+/// come. An error is not waited for: the connection ends whatever it says.
 ///
 /// # Errors
 /// [`SslAnswerError`].

@@ -37,92 +37,139 @@ pub enum AuthenticationError {
     Mechanisms,
 }
 
-/// Filters the server's stream from its first byte.
-///
-/// Invariant: `held` is the beginning of one message and never longer than
-/// `HEADER + MAX_AUTHENTICATION`; `passing > 0` only when `held` is empty.
+/// Filters the server's stream from its first byte. A message that need not be changed passes as
+/// soon as that is known.
 #[derive(Clone, Debug, Default)]
-pub struct AuthenticationFilter {
-    held: Vec<u8>,
-    passing: usize,
+pub struct AuthenticationFilter(State);
+
+/// Where in the stream the filter is.
+#[derive(Clone, Debug)]
+enum State {
+    /// In a message that is not judged yet. Invariant: `held` is the beginning of one message
+    /// and never longer than `HEADER + MAX_AUTHENTICATION`.
+    Judging { held: Vec<u8> },
+    /// In a message that passes; so many bytes of it are still to come.
+    Passing(usize),
+    /// Behind the last message that is judged.
+    Done,
+    /// The connection must end.
+    Failed(AuthenticationError),
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Judging { held: Vec::new() }
+    }
+}
+
+/// What is to become of a message, from what has come of it.
+enum Judgement {
+    /// It cannot be told before so many bytes have come.
+    NeedMore(usize),
+    /// It passes, and its body has so many bytes; the next one is judged.
+    Pass(usize),
+    /// It and everything after it passes.
+    PassAll,
+    /// It is a whole AuthenticationSASL.
+    Rewrite,
 }
 
 impl AuthenticationFilter {
     /// Takes the next bytes and appends to `out` what the client may see. After [`Step::Done`]
-    /// all of `input` is in `out` and the filter has done its work.
+    /// all of `input` is in `out` and the filter has done its work: what is given to it later
+    /// passes unchanged.
     ///
     /// # Errors
-    /// [`AuthenticationError`]: the connection must end.
+    /// [`AuthenticationError`]: the connection must end; every later call gets the same.
     pub fn filter(
         &mut self,
         mut input: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Step, AuthenticationError> {
         loop {
-            let (passed, rest) = input.split_at_checked(self.passing).unwrap_or((input, &[]));
-            out.extend_from_slice(passed);
-            self.passing -= passed.len();
-            input = rest;
-            if input.is_empty() {
-                return Ok(Step::Continue);
-            }
-            // Hold the header, then as much of the message as is needed to judge it.
-            input = self.hold(input, HEADER);
-            let Some(([kind, a, b, c, d], _)) = self.held.split_first_chunk::<HEADER>() else {
-                return Ok(Step::Continue);
-            };
-            let kind = *kind;
-            let length = u32::from_be_bytes([*a, *b, *c, *d]);
-            let body = length
-                .checked_sub(4)
-                .ok_or(AuthenticationError::Length(length))? as usize;
-            match kind {
-                b'R' => {
-                    if body > MAX_AUTHENTICATION {
-                        return Err(AuthenticationError::Length(length));
+            match &mut self.0 {
+                State::Judging { held } => match judge(held) {
+                    Ok(Judgement::NeedMore(_)) if input.is_empty() => return Ok(Step::Continue),
+                    Ok(Judgement::NeedMore(length)) => {
+                        let missing = length.saturating_sub(held.len()).min(input.len());
+                        let (taken, rest) = input.split_at_checked(missing).unwrap_or((input, &[]));
+                        held.extend_from_slice(taken);
+                        input = rest;
                     }
-                    input = self.hold(input, HEADER + body);
-                    if self.held.len() < HEADER + body {
-                        return Ok(Step::Continue);
+                    Ok(Judgement::Pass(body)) => {
+                        out.append(held);
+                        self.0 = State::Passing(body);
                     }
-                    without_channel_binding(&self.held, out)?;
-                    self.held.clear();
+                    Ok(Judgement::PassAll) => {
+                        out.append(held);
+                        self.0 = State::Done;
+                    }
+                    Ok(Judgement::Rewrite) => {
+                        self.0 = match without_channel_binding(held, out) {
+                            Ok(()) => State::Done,
+                            Err(error) => State::Failed(error),
+                        };
+                    }
+                    Err(error) => self.0 = State::Failed(error),
+                },
+                State::Passing(0) => self.0 = State::default(),
+                State::Passing(_) if input.is_empty() => return Ok(Step::Continue),
+                State::Passing(left) => {
+                    let (passed, rest) = input.split_at_checked(*left).unwrap_or((input, &[]));
+                    out.extend_from_slice(passed);
+                    *left -= passed.len();
+                    input = rest;
+                }
+                State::Done => {
                     out.extend_from_slice(input);
                     return Ok(Step::Done);
                 }
-                // NoticeResponse and NegotiateProtocolVersion come before authentication.
-                b'N' | b'v' => {
-                    out.append(&mut self.held);
-                    self.passing = body;
-                }
-                _ => {
-                    out.append(&mut self.held);
-                    out.extend_from_slice(input);
-                    return Ok(Step::Done);
-                }
+                State::Failed(error) => return Err(*error),
             }
         }
     }
-
-    /// Moves bytes from `input` to `held` until that has `length`; returns the rest.
-    fn hold<'a>(&mut self, input: &'a [u8], length: usize) -> &'a [u8] {
-        let missing = length.saturating_sub(self.held.len());
-        let (taken, rest) = input.split_at_checked(missing).unwrap_or((input, &[]));
-        self.held.extend_from_slice(taken);
-        rest
-    }
 }
 
-/// Appends an authentication message, without the mechanisms that end in -PLUS.
-fn without_channel_binding(message: &[u8], out: &mut Vec<u8>) -> Result<(), AuthenticationError> {
-    let body = message.get(HEADER..).unwrap_or_default();
-    let Some(list) = body.strip_prefix(&SASL) else {
-        out.extend_from_slice(message);
-        return Ok(());
+fn judge(message: &[u8]) -> Result<Judgement, AuthenticationError> {
+    let Some(kind) = message.first() else {
+        return Ok(Judgement::NeedMore(1));
     };
-    // Names, each ended by NUL, and one more NUL.
-    let names = list
-        .strip_suffix(&[0, 0])
+    // NoticeResponse and NegotiateProtocolVersion come before authentication.
+    if !matches!(kind, b'R' | b'N' | b'v') {
+        return Ok(Judgement::PassAll);
+    }
+    let Some(([_, a, b, c, d], start)) = message.split_first_chunk::<HEADER>() else {
+        return Ok(Judgement::NeedMore(HEADER));
+    };
+    let length = u32::from_be_bytes([*a, *b, *c, *d]);
+    let body = length
+        .checked_sub(4)
+        .ok_or(AuthenticationError::Length(length))? as usize;
+    if *kind != b'R' {
+        return Ok(Judgement::Pass(body));
+    }
+    if !(SASL.len()..=MAX_AUTHENTICATION).contains(&body) {
+        return Err(AuthenticationError::Length(length));
+    }
+    Ok(if start.len() < SASL.len() {
+        Judgement::NeedMore(HEADER + SASL.len())
+    } else if !start.starts_with(&SASL) {
+        Judgement::PassAll
+    } else if start.len() < body {
+        Judgement::NeedMore(HEADER + body)
+    } else {
+        Judgement::Rewrite
+    })
+}
+
+/// Appends an AuthenticationSASL without the mechanisms that end in -PLUS.
+fn without_channel_binding(message: &[u8], out: &mut Vec<u8>) -> Result<(), AuthenticationError> {
+    // Names, each ended by NUL, and one more NUL. An empty name would end the list early for
+    // some clients, and not for others.
+    let names = message
+        .get(HEADER + SASL.len()..)
+        .and_then(|list| list.strip_suffix(&[0, 0]))
+        .filter(|names| names.split(|byte| *byte == 0).all(|name| !name.is_empty()))
         .ok_or(AuthenticationError::Mechanisms)?;
     let kept: Vec<&[u8]> = names
         .split(|byte| *byte == 0)

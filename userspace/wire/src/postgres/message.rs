@@ -34,20 +34,26 @@ pub fn error_response(
     response
 }
 
+/// Longest ErrorResponse that is read, in bytes. What a server says before TLS is a sentence.
+const MAX_ERROR: u32 = 8 * 1024;
+
 /// The message text of an ErrorResponse that stands at the beginning of `stream`; None where it
-/// is not whole, or has none. At most 1,000 characters of it.
+/// is not whole, has none, or is longer than 8 KiB. At most 1,000 characters of it, without
+/// control characters: it goes into logs and terminals.
 pub fn error_message(stream: &[u8]) -> Option<String> {
     let mut reader = Reader(stream);
     if reader.u8()? != b'E' {
         return None;
     }
-    let length = reader.u32()?;
-    let mut fields = Reader(reader.take(usize::try_from(length).ok()?.checked_sub(4)?)?);
+    let length = reader.u32().filter(|length| *length <= MAX_ERROR)?;
+    let mut fields = Reader(reader.take((length as usize).checked_sub(4)?)?);
     loop {
         let kind = fields.u8()?;
         let text = fields.cstring()?;
         if kind == b'M' {
-            return Some(String::from_utf8_lossy(text).chars().take(1000).collect());
+            let text = String::from_utf8_lossy(text);
+            let clean = |c: char| if c.is_control() { ' ' } else { c };
+            return Some(text.chars().take(1000).map(clean).collect());
         }
     }
 }

@@ -44,7 +44,7 @@ fn startup_packets_are_read() {
         version: 196_608,
         user: Some("alice".into()),
         database: Some("shop".into()),
-        application: Some("psql".into()),
+        application_name: Some("psql".into()),
     };
     assert_eq!(
         parse_startup(&packet),
@@ -73,6 +73,11 @@ fn startup_packets_are_read() {
     assert_eq!(
         parse_startup(b"\0\0\x40\0\0\x03\0\0"),
         Err(Malformed::Length(0x4000))
+    );
+    assert_eq!(
+        parse_startup(b"\0\0\x27\x14\0\x03\0\0"),
+        Ok(Progress::NeedMore),
+        "10,004 bytes"
     );
     assert_eq!(
         parse_startup(b"\0\0\0\x08\0\x02\0\0"),
@@ -130,6 +135,54 @@ fn other_messages_pass_as_they_are() {
     assert_eq!(filter(&[&error]), (Ok(Step::Done), error.clone()));
     let stream = [&notice[..], &sasl(&["SCRAM-SHA-256"])].concat();
     assert_eq!(filter(&[&stream]), (Ok(Step::Done), stream));
+}
+
+#[test]
+fn nothing_is_held_back_that_is_judged() {
+    let mut filter = AuthenticationFilter::default();
+    let mut out = Vec::new();
+    // A notice of 16 MiB streams through.
+    assert_eq!(
+        filter.filter(b"N\x01\0\0\0some", &mut out),
+        Ok(Step::Continue)
+    );
+    assert_eq!(out, b"N\x01\0\0\0some");
+    let (result, seen) = self::filter(&[b"E"]);
+    assert_eq!((result, &seen[..]), (Ok(Step::Done), &b"E"[..]));
+    let md5 = b"R\0\0\0\x0c\0\0\0\x05";
+    assert_eq!(self::filter(&[md5]), (Ok(Step::Done), md5.to_vec()));
+}
+
+#[test]
+fn offers_that_clients_would_read_differently_are_refused() {
+    for offer in [sasl(&[""]), sasl(&["A", "", "B-PLUS"]), sasl(&[])] {
+        let (result, seen) = filter(&[&offer]);
+        assert_eq!(
+            (result, seen),
+            (Err(AuthenticationError::Mechanisms), vec![])
+        );
+    }
+    for (message, length) in [
+        (b"R\0\x01\0\x05", 0x1_0005),
+        (b"R\0\0\0\x04", 4),
+        (b"N\0\0\0\x03", 3),
+    ] {
+        assert_eq!(
+            filter(&[message]).0,
+            Err(AuthenticationError::Length(length))
+        );
+    }
+}
+
+#[test]
+fn an_error_before_tls_cannot_write_on_the_terminal() {
+    let error = error_response("53300", "a\x1b[2Jb\0\n", None, None);
+    assert_eq!(error_message(&error).as_deref(), Some("a [2Jb "));
+    assert_eq!(error_message(&error[..error.len() - 1]), None);
+    assert_eq!(
+        error_message(&error_response("53300", &"x".repeat(9000), None, None)),
+        None
+    );
 }
 
 proptest! {
