@@ -57,6 +57,18 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             println!("{}", String::from_utf8_lossy(&answer));
             result.map(drop)
         }
+        // Sends the file ARGUMENT while it copies what comes back to its output.
+        "stream" => {
+            let stream = TcpStream::connect(address)?;
+            let mut sender = stream.try_clone()?;
+            let mut file = std::fs::File::open(argument)?;
+            let sending = thread::spawn(move || {
+                io::copy(&mut file, &mut sender)?;
+                sender.shutdown(Shutdown::Write)
+            });
+            io::copy(&mut &stream, &mut io::stdout().lock())?;
+            sending.join().map_err(|_| io::Error::other("the sender panicked"))?
+        }
         "mapped" => exchange(open(map(address), |_| Ok(()))?.into(), argument.as_bytes()),
         "bound" => {
             let (source, words) = argument.split_once(' ').unwrap_or((argument, ""));

@@ -91,12 +91,27 @@ impl std::fmt::Debug for App {
 }
 
 impl App {
-    /// Builds everything, attaches the programs and enrols the configured groups. When it fails,
-    /// whatever was attached without pins is gone again.
+    /// Builds everything, attaches the programs and enrols the configured groups. When it fails
+    /// the host is as it was: what an earlier daemon has pinned stays, what this one has goes.
     ///
     /// # Errors
     /// [`StartError`].
     pub fn build(
+        config: Config,
+        output: Box<dyn Write + Send>,
+        options: Options,
+    ) -> Result<Self, StartError> {
+        let fresh = options.pins.clone().filter(|pins| !pins.exist());
+        Self::try_build(config, output, options).inspect_err(|_| {
+            if let Some(pins) = fresh
+                && let Err(error) = pins.remove()
+            {
+                tracing::error!(%error, "`mantled detach --all` removes what is left");
+            }
+        })
+    }
+
+    fn try_build(
         config: Config,
         output: Box<dyn Write + Send>,
         options: Options,
@@ -118,6 +133,7 @@ impl App {
             })
             .collect::<Result<Vec<_>, mantled_redirect::Error>>()?;
 
+        let listeners = Listeners::bind(config.listen_port())?;
         let mut interceptor = Interceptor::load(options.pins)?;
         let flows = interceptor.flows();
         let owed = Owed::default();
@@ -139,7 +155,6 @@ impl App {
             .map_err(|error| failed("starting the record writer", &error))?;
         let ledger = Ledger::new(sink, owed, options.copies);
 
-        let listeners = Listeners::bind(config.listen_port())?;
         // What an earlier daemon left: its connections are gone, and their records are owed.
         flows.forget_waiting(true).map_err(|error| failed("the kernel's list of flows", &error))?;
         for peer in flows.unsettled().map_err(|error| failed("the kernel's list of flows", &error))? {
