@@ -56,7 +56,11 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     if load!(ctx.sock_addr, bpf_sock_addr, type_) != STREAM {
         return datagram::judge(ctx, family, &enrolled);
     }
-    let mut state = Socket { verdict: 0, via_port: 0, flow: describe(ctx, family, &enrolled) };
+    let mut state = Socket {
+        verdict: 0,
+        via_port: 0,
+        flow: describe(ctx, family, &enrolled),
+    };
     let flow = &state.flow;
 
     if is_local(&flow.destination) {
@@ -106,7 +110,13 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         const SO_BINDTOIFINDEX: i32 = 62;
         // SAFETY: four bytes at `none`, as the option takes.
         unsafe {
-            bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTOIFINDEX, (&raw mut none).cast(), 4)
+            bpf_setsockopt(
+                ctx.as_ptr(),
+                SOL_SOCKET,
+                SO_BINDTOIFINDEX,
+                (&raw mut none).cast(),
+                4,
+            )
         };
     }
     let mapped = is_mapped(&flow.destination);
@@ -114,11 +124,21 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     if !remember(socket(ctx), &mut state, VERDICT_REDIRECTED) {
         return refuse(ENOMEM);
     }
-    let listener: Address = if mapped { [0, 0, MAPPED, LOOPBACK4] } else { LOOPBACK6 };
+    let listener: Address = if mapped {
+        [0, 0, MAPPED, LOOPBACK4]
+    } else {
+        LOOPBACK6
+    };
     set_user(ctx, family, &listener, config.proxy_port);
     count(COUNT_REDIRECTED);
     if config.debug != 0 {
-        aya_log_ebpf::debug!(ctx, "redirected pid {} cookie {} port {}", state.flow.pid, state.flow.cookie, state.flow.port);
+        aya_log_ebpf::debug!(
+            ctx,
+            "redirected pid {} cookie {} port {}",
+            state.flow.pid,
+            state.flow.cookie,
+            state.flow.port
+        );
     }
     PASS
 }
@@ -215,13 +235,22 @@ fn is_alive(ctx: &SockAddrContext, config: &Config) -> bool {
     let ports = u32::from(config.liveness_port.to_be()) << 16;
     let mut tuple: [u32; 3] = [LOOPBACK4, LOOPBACK4, ports];
     // SAFETY: the tuple is 12 bytes long, the IPv4 form.
-    let listener =
-        unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), tuple.as_mut_ptr().cast(), 12, CURRENT_NETNS, 0) };
+    let listener = unsafe {
+        bpf_sk_lookup_tcp(
+            ctx.as_ptr(),
+            tuple.as_mut_ptr().cast(),
+            12,
+            CURRENT_NETNS,
+            0,
+        )
+    };
     if listener.is_null() {
         return false;
     }
     let alive = load!(listener, bpf_sock, state) == TCP_LISTEN
-        && LIVENESS.get(listener).is_some_and(|mark| *mark == config.instance);
+        && LIVENESS
+            .get(listener)
+            .is_some_and(|mark| *mark == config.instance);
     // SAFETY: releases what the lookup took.
     unsafe { bpf_sk_release(listener.cast()) };
     alive
@@ -230,7 +259,12 @@ fn is_alive(ctx: &SockAddrContext, config: &Config) -> bool {
 /// The errno of a dial that failed a moment ago; 0 for none.
 #[inline(always)]
 fn unreachable_errno(flow: &Flow) -> i32 {
-    let key = Destination { netns: flow.netns, address: flow.destination, port: flow.port, pad: 0 };
+    let key = Destination {
+        netns: flow.netns,
+        address: flow.destination,
+        port: flow.port,
+        pad: 0,
+    };
     // SAFETY: the two words are read once each; a torn read would give one more or one less
     // second of an errno that was true.
     match unsafe { UNREACHABLE.get(key) } {
@@ -245,7 +279,11 @@ fn unreachable_errno(flow: &Flow) -> i32 {
 
 #[inline(always)]
 fn pass_as(ctx: &SockAddrContext, state: &mut Socket, verdict: u32) -> i32 {
-    if remember(socket(ctx), state, verdict) { PASS } else { refuse(ENOMEM) }
+    if remember(socket(ctx), state, verdict) {
+        PASS
+    } else {
+        refuse(ENOMEM)
+    }
 }
 
 /// Writes the decision into the socket's storage; false where there is no memory for it.

@@ -93,7 +93,10 @@ pub fn is_local(address: &Address) -> bool {
     if is_mapped(address) {
         return address[3] as u8 == 127 || address[3] == 0;
     }
-    address[0] == 0 && address[1] == 0 && address[2] == 0 && (address[3] == LOOPBACK6[3] || address[3] == 0)
+    address[0] == 0
+        && address[1] == 0
+        && address[2] == 0
+        && (address[3] == LOOPBACK6[3] || address[3] == 0)
 }
 
 /// The socket of a `bpf_sock_addr` context; the kernel never leaves it null.

@@ -4,10 +4,7 @@
 //! errno and the event knows the process. The egress program drops what these two calls do not
 //! see (raw sockets, sockets connected before).
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use mantled_abi::{COUNT_DATAGRAM_REFUSED, EVENT_DATAGRAM_REFUSED, MODE_ENFORCE};
 
 use crate::{
@@ -48,6 +45,10 @@ pub fn judge(ctx: &SockAddrContext, family: Family, enrolled: &Enrolled) -> i32 
         return PASS;
     }
     count(COUNT_DATAGRAM_REFUSED);
-    tell(EVENT_DATAGRAM_REFUSED, load!(ctx.sock_addr, bpf_sock_addr, protocol), &flow);
+    tell(
+        EVENT_DATAGRAM_REFUSED,
+        load!(ctx.sock_addr, bpf_sock_addr, protocol),
+        &flow,
+    );
     refuse(EPERM)
 }

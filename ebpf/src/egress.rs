@@ -82,9 +82,7 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
     };
     if enrolled.group.mode != MODE_ENFORCE
         || is_bypassed(&packet.destination, packet.port)
-        || (packet.port == DNS
-            && packet.protocol == UDP
-            && is_resolver(&packet.destination))
+        || (packet.port == DNS && packet.protocol == UDP && is_resolver(&packet.destination))
     {
         return PASS;
     }
@@ -121,8 +119,10 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
 /// Does connect()'s decision about this socket cover this packet?
 #[inline(always)]
 fn covers(state: &Socket, packet: &Packet) -> bool {
-    matches!(state.verdict, VERDICT_BYPASSED | VERDICT_RESOLVER | VERDICT_FAILED_OPEN)
-        && state.flow.destination == packet.destination
+    matches!(
+        state.verdict,
+        VERDICT_BYPASSED | VERDICT_RESOLVER | VERDICT_FAILED_OPEN
+    ) && state.flow.destination == packet.destination
         && state.flow.port == u32::from(packet.port)
 }
 
@@ -155,7 +155,11 @@ fn read(ctx: &SkBuffContext) -> Option<Packet> {
     let first: u8 = ctx.load(0).ok()?;
     let (destination, protocol, transport) = if first >> 4 == 4 {
         let destination: u32 = ctx.load(16).ok()?;
-        ([0, 0, MAPPED, destination], ctx.load(9).ok()?, usize::from(first & 0xf) * 4)
+        (
+            [0, 0, MAPPED, destination],
+            ctx.load(9).ok()?,
+            usize::from(first & 0xf) * 4,
+        )
     } else {
         // Extension headers hide the protocol: such a packet is no TCP to this program, so it
         // passes only to a bypassed prefix without ports.
@@ -166,5 +170,9 @@ fn read(ctx: &SkBuffContext) -> Option<Packet> {
         TCP | UDP => u16::from_be(ctx.load(transport + 2).ok()?),
         _ => 0,
     };
-    Some(Packet { destination, protocol, port })
+    Some(Packet {
+        destination,
+        protocol,
+        port,
+    })
 }

@@ -92,7 +92,11 @@ fn withdraw(ctx: &SockOpsContext) {
 #[inline(always)]
 fn storage(ctx: &SockOpsContext) -> Option<&'static Socket> {
     let sk = load_pointer!(ctx.ops, bpf_sock_ops, __bindgen_anon_2) as *mut bpf_sock;
-    if sk.is_null() { None } else { SOCKETS.get(sk).map(|state| &*state) }
+    if sk.is_null() {
+        None
+    } else {
+        SOCKETS.get(sk).map(|state| &*state)
+    }
 }
 
 #[inline(always)]

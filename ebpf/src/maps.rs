@@ -55,14 +55,18 @@ impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
     }
 
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "the map is the kernel's, self only names it")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the map is the kernel's, self only names it"
+    )]
     fn call(&self, sk: *mut bpf_sock, initial: *mut T, flags: u32) -> Option<&mut T> {
         // SAFETY: the loader put this map, whose values are of `T`, in place of self; the
         // verifier has proven that `sk` is a socket. The programs of one socket do not run at
         // once where they write.
         unsafe {
             let map = core::ptr::from_ref(self).cast_mut().cast();
-            (bpf_sk_storage_get(map, sk.cast(), initial.cast(), u64::from(flags)) as *mut T).as_mut()
+            (bpf_sk_storage_get(map, sk.cast(), initial.cast(), u64::from(flags)) as *mut T)
+                .as_mut()
         }
     }
 }
@@ -100,7 +104,8 @@ pub static SESSIONS: HashMap<u64, Flow> = HashMap::with_max_entries(131_072, NO_
 
 /// Destinations that could not be dialled a moment ago. A cache: it may evict.
 #[map]
-pub static UNREACHABLE: LruHashMap<Destination, Unreachable> = LruHashMap::with_max_entries(4096, 0);
+pub static UNREACHABLE: LruHashMap<Destination, Unreachable> =
+    LruHashMap::with_max_entries(4096, 0);
 
 /// Bypassed IPv4 prefixes. Full: the configuration is refused.
 #[map]

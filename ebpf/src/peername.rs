@@ -12,7 +12,9 @@ use crate::{
 /// Entry: see the module.
 #[inline(always)]
 pub fn answer(ctx: &SockAddrContext, family: Family) -> i32 {
-    let Some(state) = SOCKETS.get(socket(ctx)) else { return PASS };
+    let Some(state) = SOCKETS.get(socket(ctx)) else {
+        return PASS;
+    };
     // The storage outlives a connection; the peer tells whether it speaks of this one.
     if state.verdict == VERDICT_REDIRECTED
         && u32::from(user_port(ctx)) == state.via_port

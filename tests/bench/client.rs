@@ -47,9 +47,16 @@ pub(crate) struct Tls {
 impl Call {
     /// Completes the command of a client with a kind of load and its amount.
     pub(crate) fn command(&self, mut command: Command, kind: &str, count: usize) -> Command {
-        command.args(["client", kind, &self.address.to_string(), &count.to_string()]);
+        command.args([
+            "client",
+            kind,
+            &self.address.to_string(),
+            &count.to_string(),
+        ]);
         if let Some(tls) = &self.tls {
-            command.arg(&tls.authority).args([&tls.name, &tls.hybrid.to_string()]);
+            command
+                .arg(&tls.authority)
+                .args([&tls.name, &tls.hybrid.to_string()]);
         }
         command
     }
@@ -64,7 +71,10 @@ impl Call {
         let mut command = self.command(command, kind, count);
         let output = run(&mut command, Duration::from_secs(180))?;
         if !output.status.success() {
-            bail!("client {kind}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "client {kind}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         serde_json::from_slice(&output.stdout).with_context(|| format!("client {kind}"))
     }
@@ -74,11 +84,27 @@ impl Call {
             [kind, address, count] => (kind, address, count, None),
             [kind, address, count, authority, name, hybrid] => {
                 let (authority, name) = (PathBuf::from(authority), (*name).to_owned());
-                (kind, address, count, Some(Tls { authority, name, hybrid: hybrid.parse()? }))
+                (
+                    kind,
+                    address,
+                    count,
+                    Some(Tls {
+                        authority,
+                        name,
+                        hybrid: hybrid.parse()?,
+                    }),
+                )
             }
             _ => bail!("usage: bench client KIND ADDRESS COUNT [AUTHORITY NAME HYBRID]"),
         };
-        Ok((kind, count.parse()?, Self { address: address.parse()?, tls }))
+        Ok((
+            kind,
+            count.parse()?,
+            Self {
+                address: address.parse()?,
+                tls,
+            },
+        ))
     }
 }
 
@@ -106,7 +132,11 @@ fn bulk(dialer: &Dialer, count: usize) -> Result<Value> {
     let start = Instant::now();
     for _ in 0..count {
         let reply = connection.get("/bulk")?;
-        ensure!(reply.length == crate::site::BULK, "the file came with {} bytes", reply.length);
+        ensure!(
+            reply.length == crate::site::BULK,
+            "the file came with {} bytes",
+            reply.length
+        );
     }
     let seconds = start.elapsed().as_secs_f64();
     Ok(json!({ "bytes": crate::site::BULK * count as u64, "seconds": seconds }))
@@ -129,7 +159,9 @@ fn small(dialer: &Dialer, count: usize) -> Result<Value> {
         let index = (times.len() as f64 * share) as usize;
         times.get(index).map(|time| time.as_secs_f64() * 1e6)
     };
-    Ok(json!({ "requests": count + count / 10, "p50": microseconds(0.5), "p99": microseconds(0.99) }))
+    Ok(
+        json!({ "requests": count + count / 10, "p50": microseconds(0.5), "p99": microseconds(0.99) }),
+    )
 }
 
 /// Connections with one small request each, as many as can be made in that time.
@@ -192,7 +224,10 @@ struct Dialer {
 impl Dialer {
     fn new(call: &Call) -> Result<Self> {
         let Some(tls) = &call.tls else {
-            return Ok(Self { address: call.address, tls: None });
+            return Ok(Self {
+                address: call.address,
+                tls: None,
+            });
         };
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&tls.authority)?)?;
@@ -207,7 +242,10 @@ impl Dialer {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let name = ServerName::try_from(tls.name.clone())?;
-        Ok(Self { address: call.address, tls: Some((Arc::new(config), name)) })
+        Ok(Self {
+            address: call.address,
+            tls: Some((Arc::new(config), name)),
+        })
     }
 
     fn dial(&self) -> Result<Connection> {
@@ -222,7 +260,10 @@ impl Dialer {
                 Stream::Tls(Box::new(StreamOwned::new(session, stream)))
             }
         };
-        Ok(Connection { stream, buffer: Vec::new() })
+        Ok(Connection {
+            stream,
+            buffer: Vec::new(),
+        })
     }
 }
 
@@ -272,7 +313,10 @@ impl Connection {
     /// The small request; what the server says of the connection.
     fn small(&mut self) -> Result<String> {
         let mut reply = self.get("/small")?;
-        ensure!(reply.start.len() as u64 == reply.length, "the small reply came in pieces");
+        ensure!(
+            reply.start.len() as u64 == reply.length,
+            "the small reply came in pieces"
+        );
         reply.start.truncate(reply.start.trim_end().len());
         Ok(reply.start)
     }
@@ -296,22 +340,35 @@ impl Connection {
         };
         let (head, start) = self.buffer.get(..filled).unwrap_or_default().split_at(body);
         let head = String::from_utf8_lossy(head).to_ascii_lowercase();
-        ensure!(head.starts_with("http/1.1 200 "), "the server replied {:?}", head.lines().next());
+        ensure!(
+            head.starts_with("http/1.1 200 "),
+            "the server replied {:?}",
+            head.lines().next()
+        );
         let length = head
             .lines()
             .find_map(|line| line.strip_prefix("content-length:"))
             .context("a reply without content-length")?
             .trim()
             .parse()?;
-        let reply = Reply { length, start: String::from_utf8_lossy(start).into_owned() };
-        let mut rest = length.checked_sub(start.len() as u64).context("more than the reply came")?;
+        let reply = Reply {
+            length,
+            start: String::from_utf8_lossy(start).into_owned(),
+        };
+        let mut rest = length
+            .checked_sub(start.len() as u64)
+            .context("more than the reply came")?;
         if rest > 0 {
             self.buffer.resize(256 << 10, 0);
         }
         while rest > 0 {
             match self.stream.read(&mut self.buffer)? {
                 0 => bail!("the connection ended with {rest} bytes to come"),
-                read => rest = rest.checked_sub(read as u64).context("more than the reply came")?,
+                read => {
+                    rest = rest
+                        .checked_sub(read as u64)
+                        .context("more than the reply came")?
+                }
             }
         }
         Ok(reply)

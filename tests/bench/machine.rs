@@ -19,7 +19,10 @@ pub(crate) fn busy() -> Result<f64> {
             .take(8) // the rest is part of user time
             .filter_map(|field| field.parse().ok())
             .collect();
-        let idle = ticks.get(3).zip(ticks.get(4)).map(|(idle, wait)| idle + wait);
+        let idle = ticks
+            .get(3)
+            .zip(ticks.get(4))
+            .map(|(idle, wait)| idle + wait);
         Ok((ticks.iter().sum(), idle.context("/proc/stat is short")?))
     };
     let (total, idle) = sample()?;
@@ -33,7 +36,12 @@ pub(crate) fn facts() -> Value {
     let cpu = line_of("/proc/cpuinfo", "model name", ':').unwrap_or_default();
     let memory = line_of("/proc/meminfo", "MemTotal", ':').unwrap_or_default();
     let system = line_of("/etc/os-release", "PRETTY_NAME", '=').unwrap_or_default();
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let read = |path: &str| {
+        fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     json!({
         "cpu": cpu,
         "cores": cores(),
@@ -49,7 +57,9 @@ pub(crate) fn facts() -> Value {
 /// All that are online, whichever this program may use.
 fn cores() -> usize {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    text.lines().filter(|line| line.starts_with("processor")).count()
+    text.lines()
+        .filter(|line| line.starts_with("processor"))
+        .count()
 }
 
 /// Now, as RFC 3339 writes it.

@@ -87,13 +87,23 @@ impl Options {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let load = if options.quick { Load::QUICK } else { Load::FULL };
+    let load = if options.quick {
+        Load::QUICK
+    } else {
+        Load::FULL
+    };
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 5 });
     let mut paths = path::all();
     if let Some(wanted) = &options.paths {
-        if let Some(unknown) = wanted.iter().find(|name| !paths.iter().any(|path| path.name() == *name)) {
+        if let Some(unknown) = wanted
+            .iter()
+            .find(|name| !paths.iter().any(|path| path.name() == *name))
+        {
             let known: Vec<_> = paths.iter().map(|path| path.name()).collect();
-            bail!("--paths: there is no {unknown}; there are {}", known.join(", "));
+            bail!(
+                "--paths: there is no {unknown}; there are {}",
+                known.join(", ")
+            );
         }
         paths.retain(|path| wanted.iter().any(|name| name == path.name()));
     }
@@ -103,18 +113,37 @@ fn run(options: &Options) -> Result<()> {
     cpus.host()?;
     let lab = Lab::new()?;
     // The closed connections of a turn hold their ports for a minute. Below 10000 are listeners.
-    for setting in ["net.ipv4.ip_local_port_range=10000 65535", "net.ipv4.tcp_tw_reuse=1"] {
+    for setting in [
+        "net.ipv4.ip_local_port_range=10000 65535",
+        "net.ipv4.tcp_tw_reuse=1",
+    ] {
         succeed(lab.host.command("sysctl").args(["-qw", setting]))?;
     }
     let site = Site::start(&lab, &cpus)?;
-    let mut report = Report::new(&lab, &paths, load, rounds, &cpus, &options.revision, options.quick)?;
+    let mut report = Report::new(
+        &lab,
+        &paths,
+        load,
+        rounds,
+        &cpus,
+        &options.revision,
+        options.quick,
+    )?;
 
     for round in 0..rounds {
         let busy = machine::busy()?;
         report.background(busy);
-        eprintln!("round {} of {rounds}; before it, others used {:.0} % of the machine", round + 1, 100.0 * busy);
+        eprintln!(
+            "round {} of {rounds}; before it, others used {:.0} % of the machine",
+            round + 1,
+            100.0 * busy
+        );
         // Each round begins with another path: nobody is always first, or always after the same.
-        let turns = paths.iter().cycle().skip(round % paths.len()).take(paths.len());
+        let turns = paths
+            .iter()
+            .cycle()
+            .skip(round % paths.len())
+            .take(paths.len());
         for path in turns {
             let sample = turn::measure(&lab, &site, path.as_ref(), load, round == 0)
                 .with_context(|| format!("{} in round {}", path.name(), round + 1))?;
@@ -129,6 +158,9 @@ fn run(options: &Options) -> Result<()> {
     fs::write(&file, serde_json::to_string_pretty(&report.json())? + "\n")?;
     fs::write(options.output.join("results.md"), &table)?;
     println!("{table}");
-    eprintln!("bench: {} and results.md beside it are written", file.display());
+    eprintln!(
+        "bench: {} and results.md beside it are written",
+        file.display()
+    );
     Ok(())
 }

@@ -84,13 +84,18 @@ impl Listening {
     /// Text for each port: that, where to listen, and where to connect to.
     fn each(text: impl Fn(Port, SocketAddr, SocketAddr) -> String) -> String {
         let site = |port: Port| (SITE_V4, port.number()).into();
-        Port::TLS.map(|port| text(port, Self::address(port), site(port))).concat()
+        Port::TLS
+            .map(|port| text(port, Self::address(port), site(port)))
+            .concat()
     }
 }
 
 impl Running for Listening {
     fn call(&self, _: &Lab, port: Port) -> Call {
-        Call { address: Self::address(port), tls: None }
+        Call {
+            address: Self::address(port),
+            tls: None,
+        }
     }
 
     fn pid(&self) -> Option<u32> {
@@ -100,5 +105,9 @@ impl Running for Listening {
 
 /// The client's own TLS, as strict as the proxies'.
 fn own_tls(lab: &Lab, port: Port) -> Tls {
-    Tls { authority: lab.path("ca.pem"), name: NAME.to_owned(), hybrid: port == Port::Hybrid }
+    Tls {
+        authority: lab.path("ca.pem"),
+        name: NAME.to_owned(),
+        hybrid: port == Port::Hybrid,
+    }
 }

@@ -31,7 +31,10 @@ impl Cpus {
         let allowed = sched_getaffinity(Pid::from_raw(0))?;
         let mut usable = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false));
         let site = usable.next().context("no CPU")?;
-        Ok(Self { site, host: usable.next().unwrap_or(site) })
+        Ok(Self {
+            site,
+            host: usable.next().unwrap_or(site),
+        })
     }
 
     /// This process, and what it starts, is now on the host's.
@@ -118,27 +121,33 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let second = sysconf(SysconfVar::CLK_TCK)?.context("CLK_TCK")? as f64;
     tree(pid).into_iter().try_fold(0.0, |sum, pid| {
         let fields = stat(pid)?;
-        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok());
+        let ticks = |index: usize| {
+            fields
+                .get(index)
+                .and_then(|field| field.parse::<f64>().ok())
+        };
         Ok(sum + (ticks(11).context("utime")? + ticks(12).context("stime")?) / second)
     })
 }
 
 /// What memory a process and its descendants have.
 pub(crate) fn memory(pid: u32) -> Result<Memory> {
-    tree(pid).into_iter().try_fold(Memory::default(), |sum, pid| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let mut bpf = 0.0;
-        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
-            let info = fs::read_to_string(entry.path()).unwrap_or_default();
-            bpf += kib(&info, "memlock:").unwrap_or_default() / 1024.0; // told in bytes
-        }
-        Ok(Memory {
-            rss: sum.rss + kib(&status, "VmRSS:").context("VmRSS")?,
-            pss: sum.pss + kib(&rollup, "Pss:").context("Pss")?,
-            bpf: sum.bpf + bpf,
+    tree(pid)
+        .into_iter()
+        .try_fold(Memory::default(), |sum, pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+            let mut bpf = 0.0;
+            for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
+                let info = fs::read_to_string(entry.path()).unwrap_or_default();
+                bpf += kib(&info, "memlock:").unwrap_or_default() / 1024.0; // told in bytes
+            }
+            Ok(Memory {
+                rss: sum.rss + kib(&status, "VmRSS:").context("VmRSS")?,
+                pss: sum.pss + kib(&rollup, "Pss:").context("Pss")?,
+                bpf: sum.bpf + bpf,
+            })
         })
-    })
 }
 
 fn kib(text: &str, key: &str) -> Option<f64> {
@@ -158,7 +167,12 @@ fn tree(root: u32) -> Vec<u32> {
     let mut found = vec![root];
     let mut next = 0;
     while let Some(&parent) = found.get(next) {
-        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| pid));
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| *of == parent)
+                .map(|(pid, _)| pid),
+        );
         next += 1;
     }
     found

@@ -38,7 +38,9 @@ pub(crate) fn start(lab: &Lab, log: &Path) -> Result<Service> {
 
 /// `bench server ...`
 pub(crate) fn main(words: &[&str]) -> Result<()> {
-    let [certificate, key] = words else { bail!("usage: bench server CERTIFICATE KEY") };
+    let [certificate, key] = words else {
+        bail!("usage: bench server CERTIFICATE KEY")
+    };
     for (port, group, facts) in [
         (Port::Classic, kx_group::X25519, FACTS),
         (Port::Hybrid, kx_group::X25519MLKEM768, HYBRID_FACTS),
@@ -60,7 +62,11 @@ pub(crate) fn main(words: &[&str]) -> Result<()> {
     }
 }
 
-fn config(certificate: &str, key: &str, group: &'static dyn SupportedKxGroup) -> Result<Arc<ServerConfig>> {
+fn config(
+    certificate: &str,
+    key: &str,
+    group: &'static dyn SupportedKxGroup,
+) -> Result<Arc<ServerConfig>> {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![group];
     provider.cipher_suites = vec![cipher_suite::TLS13_AES_256_GCM_SHA384];
@@ -82,7 +88,10 @@ fn serve(stream: TcpStream, config: &Arc<ServerConfig>, facts: &str) -> io::Resu
     let session = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(session, stream);
     let body = format!("{facts} .\n");
-    let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let reply = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let mut buffer = [0; 4096];
     // A request of the load generator is one write.
     while stream.read(&mut buffer)? > 0 {

@@ -1,8 +1,8 @@
 //! What all paths lead to: one nginx, with the same file and the same small reply on every port.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use mantled_tests::{Authority, Lab, SITE_V4, eventually, run};
 
 use crate::{
@@ -42,8 +42,14 @@ pub(crate) enum Port {
 
 impl Port {
     /// Those with TLS, which every proxy must lead to.
-    pub(crate) const TLS: [Self; 6] =
-        [Self::Tls, Self::Full, Self::WrongAuthority, Self::WrongName, Self::Classic, Self::Hybrid];
+    pub(crate) const TLS: [Self; 6] = [
+        Self::Tls,
+        Self::Full,
+        Self::WrongAuthority,
+        Self::WrongName,
+        Self::Classic,
+        Self::Hybrid,
+    ];
 
     /// Its number.
     pub(crate) const fn number(self) -> u16 {
@@ -93,7 +99,9 @@ impl Site {
             })
         })?;
         site.wait(lab).with_context(|| {
-            [log, rustls_log].map(|log| fs::read_to_string(log).unwrap_or_default()).concat()
+            [log, rustls_log]
+                .map(|log| fs::read_to_string(log).unwrap_or_default())
+                .concat()
         })?;
         Ok(site)
     }
@@ -107,10 +115,19 @@ impl Site {
     /// the certificate says, not because nobody listens.
     fn wait(&self, lab: &Lab) -> Result<()> {
         for port in Port::TLS.into_iter().chain([Port::Plain]) {
-            let authority = if port == Port::WrongAuthority { "stranger.pem" } else { "ca.pem" };
+            let authority = if port == Port::WrongAuthority {
+                "stranger.pem"
+            } else {
+                "ca.pem"
+            };
             let tls = Tls {
                 authority: lab.path(authority),
-                name: if port == Port::WrongName { "other.test" } else { NAME }.to_owned(),
+                name: if port == Port::WrongName {
+                    "other.test"
+                } else {
+                    NAME
+                }
+                .to_owned(),
                 hybrid: port == Port::Hybrid,
             };
             let call = Call {
@@ -118,11 +135,19 @@ impl Site {
                 tls: (port != Port::Plain).then_some(tls),
             };
             let mut last = String::new();
-            eventually(&format!("an answer of {port:?}"), Duration::from_secs(5), || {
-                let output = run(&mut call.check(lab.host.command(this().ok()?)), Duration::from_secs(10)).ok()?;
-                last = String::from_utf8_lossy(&output.stderr).into_owned();
-                output.status.success().then_some(())
-            })
+            eventually(
+                &format!("an answer of {port:?}"),
+                Duration::from_secs(5),
+                || {
+                    let output = run(
+                        &mut call.check(lab.host.command(this().ok()?)),
+                        Duration::from_secs(10),
+                    )
+                    .ok()?;
+                    last = String::from_utf8_lossy(&output.stderr).into_owned();
+                    output.status.success().then_some(())
+                },
+            )
             .with_context(|| last)?;
         }
         Ok(())
@@ -138,10 +163,15 @@ fn nginx(lab: &Lab) -> String {
     let directory = lab.dir().display();
     let server = |port: Port, more: &str| {
         let tls = if port == Port::Plain { "" } else { " ssl" };
-        format!("  server {{ listen {SITE_V4}:{}{tls} backlog=4096; {more} include {directory}/answers.conf; }}\n", port.number())
+        format!(
+            "  server {{ listen {SITE_V4}:{}{tls} backlog=4096; {more} include {directory}/answers.conf; }}\n",
+            port.number()
+        )
     };
     let certificate = |name: &str| {
-        format!("ssl_certificate {directory}/{name}.crt; ssl_certificate_key {directory}/{name}.key;")
+        format!(
+            "ssl_certificate {directory}/{name}.crt; ssl_certificate_key {directory}/{name}.key;"
+        )
     };
     let full = "ssl_session_tickets off; ssl_session_cache off; ssl_conf_command NumTickets 0;";
     let servers = [

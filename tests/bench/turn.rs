@@ -36,17 +36,36 @@ pub(crate) struct Load {
 
 impl Load {
     /// The default.
-    pub(crate) const FULL: Self =
-        Self { files: 6, requests: 10_000, connecting: 3000, sessions: 1000 };
+    pub(crate) const FULL: Self = Self {
+        files: 6,
+        requests: 10_000,
+        connecting: 3000,
+        sessions: 1000,
+    };
     /// Enough to see that everything works.
-    pub(crate) const QUICK: Self =
-        Self { files: 2, requests: 3000, connecting: 1000, sessions: 1000 };
+    pub(crate) const QUICK: Self = Self {
+        files: 2,
+        requests: 3000,
+        connecting: 1000,
+        sessions: 1000,
+    };
 }
 
 /// One turn of a path.
-pub(crate) fn measure(lab: &Lab, site: &Site, path: &dyn Path, load: Load, verify: bool) -> Result<Sample> {
+pub(crate) fn measure(
+    lab: &Lab,
+    site: &Site,
+    path: &dyn Path,
+    load: Load,
+    verify: bool,
+) -> Result<Sample> {
     let running = path.start(lab)?;
-    let turn = Turn { lab, site, path, running: running.as_ref() };
+    let turn = Turn {
+        lab,
+        site,
+        path,
+        running: running.as_ref(),
+    };
     turn.ready()?;
     if verify {
         turn.verifies()?;
@@ -77,7 +96,10 @@ struct Cost {
 
 impl Cost {
     fn number(&self, key: &str) -> Result<f64> {
-        self.client.get(key).and_then(Value::as_f64).with_context(|| format!("the client told no {key}"))
+        self.client
+            .get(key)
+            .and_then(Value::as_f64)
+            .with_context(|| format!("the client told no {key}"))
     }
 }
 
@@ -85,18 +107,28 @@ impl Turn<'_> {
     /// What the server says of a connection.
     fn check(&self, port: Port) -> Result<String> {
         let call = self.running.call(self.lab, port);
-        let output = run(&mut call.check(self.running.client(self.lab)?), Duration::from_secs(30))?;
+        let output = run(
+            &mut call.check(self.running.client(self.lab)?),
+            Duration::from_secs(30),
+        )?;
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
         let told: Value = serde_json::from_slice(&output.stdout)?;
-        Ok(told.get("said").and_then(Value::as_str).unwrap_or_default().to_owned())
+        Ok(told
+            .get("said")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned())
     }
 
     fn ready(&self) -> Result<()> {
         let mut last = None;
         eventually("the path to work", Duration::from_secs(10), || {
-            self.check(Port::Tls).map_err(|error| last = Some(error)).ok().map(drop)
+            self.check(Port::Tls)
+                .map_err(|error| last = Some(error))
+                .ok()
+                .map(drop)
         })
         .with_context(|| format!("{:?}", last))
     }
@@ -113,7 +145,10 @@ impl Turn<'_> {
         }
         for (port, facts) in expected {
             let said = self.check(port)?;
-            ensure!(said.starts_with(facts), "{port:?}: {said:?} instead of {facts:?}");
+            ensure!(
+                said.starts_with(facts),
+                "{port:?}: {said:?} instead of {facts:?}"
+            );
         }
         for port in [Port::WrongAuthority, Port::WrongName] {
             if let Ok(said) = self.check(port) {
@@ -131,10 +166,20 @@ impl Turn<'_> {
         let client = call.load(self.running.client(self.lab)?, kind, count)?;
         // The ends of the last connections.
         thread::sleep(Duration::from_millis(300));
-        let proxy_cpu = proxy()?.zip(proxy_before).map(|(after, before)| after - before);
+        let proxy_cpu = proxy()?
+            .zip(proxy_before)
+            .map(|(after, before)| after - before);
         let site_cpu = self.site.cpu_seconds()? - site_before;
-        let client_cpu = client.get("cpu").and_then(Value::as_f64).context("the client told no cpu")?;
-        Ok(Cost { client, proxy_cpu, client_cpu, site_cpu })
+        let client_cpu = client
+            .get("cpu")
+            .and_then(Value::as_f64)
+            .context("the client told no cpu")?;
+        Ok(Cost {
+            client,
+            proxy_cpu,
+            client_cpu,
+            site_cpu,
+        })
     }
 
     fn bulk(&self, files: usize, sample: &mut Sample) -> Result<()> {
@@ -170,7 +215,10 @@ impl Turn<'_> {
             if let Some(cpu) = cost.proxy_cpu {
                 sample.insert(proxy, cpu * 1000.0 / made);
             }
-            sample.insert(host, (cost.proxy_cpu.unwrap_or_default() + cost.client_cpu) * 1000.0 / made);
+            sample.insert(
+                host,
+                (cost.proxy_cpu.unwrap_or_default() + cost.client_cpu) * 1000.0 / made,
+            );
             if self.path.has_tls() && !resumed.is_empty() {
                 sample.insert(resumed, 100.0 * cost.number("resumed")? / made);
             }
@@ -178,21 +226,52 @@ impl Turn<'_> {
         };
         one(
             Port::Tls,
-            ["connections_s", "connections_proxy_cpu_s_per_1000", "connections_host_cpu_s_per_1000", "connections_resumed_percent"],
+            [
+                "connections_s",
+                "connections_proxy_cpu_s_per_1000",
+                "connections_host_cpu_s_per_1000",
+                "connections_resumed_percent",
+            ],
         )?;
         if self.path.has_tls() {
-            one(Port::Full, ["full_s", "full_proxy_cpu_s_per_1000", "full_host_cpu_s_per_1000", "full_resumed_percent"])?;
+            one(
+                Port::Full,
+                [
+                    "full_s",
+                    "full_proxy_cpu_s_per_1000",
+                    "full_host_cpu_s_per_1000",
+                    "full_resumed_percent",
+                ],
+            )?;
         }
         if self.path.is_hybrid() {
-            one(Port::Classic, ["classic_s", "classic_proxy_cpu_s_per_1000", "classic_host_cpu_s_per_1000", ""])?;
-            one(Port::Hybrid, ["hybrid_s", "hybrid_proxy_cpu_s_per_1000", "hybrid_host_cpu_s_per_1000", ""])?;
+            one(
+                Port::Classic,
+                [
+                    "classic_s",
+                    "classic_proxy_cpu_s_per_1000",
+                    "classic_host_cpu_s_per_1000",
+                    "",
+                ],
+            )?;
+            one(
+                Port::Hybrid,
+                [
+                    "hybrid_s",
+                    "hybrid_proxy_cpu_s_per_1000",
+                    "hybrid_host_cpu_s_per_1000",
+                    "",
+                ],
+            )?;
         }
         Ok(())
     }
 
     /// Memory of the proxy before and with idle sessions.
     fn idle(&self, sessions: usize, sample: &mut Sample) -> Result<()> {
-        let Some(pid) = self.running.pid() else { return Ok(()) };
+        let Some(pid) = self.running.pid() else {
+            return Ok(());
+        };
         let before = memory(pid)?;
         let call = self.running.call(self.lab, Port::Tls);
         let mut client = call
@@ -210,14 +289,20 @@ impl Turn<'_> {
         drop(stdin);
         let rest = std::io::read_to_string(stdout);
         let status = client.wait()?;
-        ensure!(line == "open\n" && status.success(), "client idle: {status}");
+        ensure!(
+            line == "open\n" && status.success(),
+            "client idle: {status}"
+        );
         rest?;
         let during = during?;
         sample.insert("idle_before_mib", before.pss / 1024.0);
         sample.insert("idle_with_mib", during.pss / 1024.0);
         sample.insert("idle_rss_before_mib", before.rss / 1024.0);
         sample.insert("idle_rss_with_mib", during.rss / 1024.0);
-        sample.insert("idle_session_kib", (during.pss - before.pss) / sessions as f64);
+        sample.insert(
+            "idle_session_kib",
+            (during.pss - before.pss) / sessions as f64,
+        );
         sample.insert("bpf_mib", during.bpf / 1024.0);
         Ok(())
     }

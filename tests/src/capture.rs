@@ -33,14 +33,29 @@ impl Capture {
         let mut child = lab
             .site
             .command("tcpdump")
-            .args(["-i", "wire", "-U", "--immediate-mode", "-s", "0", "-B", "65536", "-Z", "root", "-w"])
+            .args([
+                "-i",
+                "wire",
+                "-U",
+                "--immediate-mode",
+                "-s",
+                "0",
+                "-B",
+                "65536",
+                "-Z",
+                "root",
+                "-w",
+            ])
             .arg(&file)
             .stderr(Stdio::piped())
             .spawn()
             .context("starting tcpdump")?;
         let stderr = child.stderr.take().context("no standard error")?;
         let mut lines = BufReader::new(stderr).lines();
-        let listening = lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
+        let listening = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains("listening on"));
         ensure!(listening, "tcpdump did not start");
         // It writes two more lines at its end.
         std::thread::spawn(move || lines.for_each(drop));
@@ -79,7 +94,10 @@ pub(crate) fn contains(bytes: &[u8], needle: &[u8]) -> bool {
 /// Names the needle.
 pub fn assert_clean(wire: &[u8], needles: &[&str]) -> Result<()> {
     for needle in needles {
-        ensure!(!contains(wire, needle.as_bytes()), "{needle:?} crossed the wire in clear");
+        ensure!(
+            !contains(wire, needle.as_bytes()),
+            "{needle:?} crossed the wire in clear"
+        );
     }
     Ok(())
 }

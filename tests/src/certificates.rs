@@ -1,9 +1,7 @@
 //! Certificates for the lab's servers.
 
 use anyhow::Result;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use time::{Duration, OffsetDateTime};
 
 /// A certificate authority.
@@ -30,7 +28,9 @@ impl Authority {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, name);
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Ok(Self { issuer: CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)? })
+        Ok(Self {
+            issuer: CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?,
+        })
     }
 
     /// Its certificate.
@@ -62,7 +62,10 @@ impl Authority {
         parameters.not_after = to;
         let key = KeyPair::generate()?;
         let certificate = parameters.signed_by(&key, &self.issuer)?;
-        Ok(Leaf { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(Leaf {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
     }
 }
 
@@ -74,13 +77,18 @@ impl Leaf {
     pub fn self_signed(names: &[&str]) -> Result<Self> {
         let key = KeyPair::generate()?;
         let certificate = parameters(names)?.self_signed(&key)?;
-        Ok(Self { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(Self {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
     }
 }
 
 fn parameters(names: &[&str]) -> Result<CertificateParams> {
     let mut parameters = CertificateParams::default();
-    parameters.distinguished_name.push(DnType::CommonName, *names.first().unwrap_or(&"server"));
+    parameters
+        .distinguished_name
+        .push(DnType::CommonName, *names.first().unwrap_or(&"server"));
     for name in names {
         parameters.subject_alt_names.push(match name.parse() {
             Ok(address) => SanType::IpAddress(address),

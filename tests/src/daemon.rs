@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -34,10 +34,13 @@ impl Daemon {
     /// # Errors
     /// It does not get ready.
     pub fn start(lab: &Lab, group: &Group, mode: &str, config: &str) -> Result<Self> {
-        Self::start_with(lab, &format!(
-            "{config}\n[[enroll]]\ncgroup = \"{}\"\nmode = \"{mode}\"\n",
-            group.path().display()
-        ))
+        Self::start_with(
+            lab,
+            &format!(
+                "{config}\n[[enroll]]\ncgroup = \"{}\"\nmode = \"{mode}\"\n",
+                group.path().display()
+            ),
+        )
     }
 
     /// Starts it with exactly this configuration, and records in the lab's directory.
@@ -73,7 +76,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn spawn(namespace: &PathBuf, config: &PathBuf, log: &PathBuf) -> Result<Child> {
+    fn spawn(namespace: &Path, config: &Path, log: &Path) -> Result<Child> {
         let log = File::options().create(true).append(true).open(log)?;
         Command::new("nsenter")
             .arg(format!("--net={}", namespace.display()))
@@ -141,7 +144,14 @@ impl Daemon {
         eventually(&format!("{count} records"), Duration::from_secs(20), || {
             (self.records().len() >= count).then_some(())
         })
-        .with_context(|| format!("{} records: {:#?}\n{}", self.records().len(), self.records().last(), self.log()))?;
+        .with_context(|| {
+            format!(
+                "{} records: {:#?}\n{}",
+                self.records().len(),
+                self.records().last(),
+                self.log()
+            )
+        })?;
         std::thread::sleep(Duration::from_millis(100));
         let records = self.records();
         if records.len() != count {

@@ -38,7 +38,10 @@ macro_rules! lab {
         match $crate::Lab::new() {
             Ok(lab) => lab,
             Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "the lab cannot be set up: {error:#}");
+                assert!(
+                    std::env::var_os("CI").is_none(),
+                    "the lab cannot be set up: {error:#}"
+                );
                 eprintln!("SKIPPED: the lab cannot be set up: {error:#}");
                 return Ok(());
             }
@@ -56,7 +59,10 @@ pub fn mantled() -> Result<PathBuf> {
         PathBuf::from,
     );
     path.canonicalize().with_context(|| {
-        format!("{} is missing; `cargo xtask test` builds it", path.display())
+        format!(
+            "{} is missing; `cargo xtask test` builds it",
+            path.display()
+        )
     })
 }
 
@@ -112,7 +118,11 @@ pub fn wait(child: Child, limit: Duration) -> Result<Output> {
 ///
 /// # Errors
 /// It does not in `limit`; `what` says what was awaited.
-pub fn eventually<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> Result<T> {
+pub fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut done: impl FnMut() -> Option<T>,
+) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = done() {

@@ -54,7 +54,10 @@ impl Lab {
         }
         let doctor = Command::new(crate::mantled()?).arg("doctor").output()?;
         if !doctor.status.success() {
-            bail!("this host cannot run mantled:\n{}", String::from_utf8_lossy(&doctor.stdout));
+            bail!(
+                "this host cannot run mantled:\n{}",
+                String::from_utf8_lossy(&doctor.stdout)
+            );
         }
         let bpffs = Path::new("/sys/fs/bpf");
         let mounted = statfs(bpffs).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
@@ -64,16 +67,29 @@ impl Lab {
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
         let authority = Authority::new("mantled lab")?;
         std::fs::write(directory.path().join("ca.pem"), authority.pem())?;
-        let tag = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let tag = format!(
+            "{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let host = Namespace::new(&format!("mh{tag}"))?;
         let site = Namespace::new(&format!("ms{tag}"))?;
-        ip(&["link", "add", "wire", "netns", &host.name, "type", "veth", "peer", "name", "wire", "netns", &site.name])?;
+        ip(&[
+            "link", "add", "wire", "netns", &host.name, "type", "veth", "peer", "name", "wire",
+            "netns", &site.name,
+        ])?;
         for (namespace, v4, v6) in [(&host, HOST_V4, HOST_V6), (&site, SITE_V4, SITE_V6)] {
             namespace.ip(&["addr", "add", &format!("{v4}/24"), "dev", "wire"])?;
             namespace.ip(&["addr", "add", &format!("{v6}/64"), "dev", "wire", "nodad"])?;
             namespace.ip(&["link", "set", "wire", "up"])?;
         }
-        Ok(Self { host, site, authority, directory, unmount_bpffs: !mounted })
+        Ok(Self {
+            host,
+            site,
+            authority,
+            directory,
+            unmount_bpffs: !mounted,
+        })
     }
 
     /// A directory for this lab's files.
@@ -110,7 +126,9 @@ impl Namespace {
     /// As `ip netns add`.
     pub fn new(name: &str) -> Result<Self> {
         ip(&["netns", "add", name])?;
-        let namespace = Self { name: name.to_owned() };
+        let namespace = Self {
+            name: name.to_owned(),
+        };
         namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
     }
@@ -132,7 +150,10 @@ impl Namespace {
     /// them.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.file().display())).arg("--").arg(program);
+        command
+            .arg(format!("--net={}", self.file().display()))
+            .arg("--")
+            .arg(program);
         command
     }
 

@@ -49,7 +49,16 @@ impl Postgres {
         let data = directory.join("data");
         succeed(
             as_postgres(&programs.join("initdb"))
-                .args(["-A", "scram-sha-256", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C"])
+                .args([
+                    "-A",
+                    "scram-sha-256",
+                    "-U",
+                    "postgres",
+                    "--no-sync",
+                    "-E",
+                    "UTF8",
+                    "--locale=C",
+                ])
                 .arg(format!("--pwfile={}", password.display()))
                 .arg(&data),
         )?;
@@ -60,14 +69,26 @@ impl Postgres {
         if let Some(leaf) = leaf {
             fs::write(data.join("server.crt"), &leaf.certificate)?;
             fs::write(data.join("server.key"), &leaf.key)?;
-            succeed(Command::new("chmod").arg("600").arg(data.join("server.key")))?;
-            succeed(Command::new("chown").arg("postgres").arg(data.join("server.key")).arg(data.join("server.crt")))?;
+            succeed(
+                Command::new("chmod")
+                    .arg("600")
+                    .arg(data.join("server.key")),
+            )?;
+            succeed(
+                Command::new("chown")
+                    .arg("postgres")
+                    .arg(data.join("server.key"))
+                    .arg(data.join("server.crt")),
+            )?;
             settings += "ssl = on\n";
         }
         let mut configuration = fs::read_to_string(data.join("postgresql.conf"))?;
         configuration += &settings;
         fs::write(data.join("postgresql.conf"), configuration)?;
-        fs::write(data.join("pg_hba.conf"), format!("local all all trust\n{hba}"))?;
+        fs::write(
+            data.join("pg_hba.conf"),
+            format!("local all all trust\n{hba}"),
+        )?;
         succeed(
             lab.site
                 .command("setpriv")
@@ -80,7 +101,10 @@ impl Postgres {
                 .arg("start"),
         )
         .with_context(|| fs::read_to_string(directory.join("log")).unwrap_or_default())?;
-        Ok(Self { directory, programs })
+        Ok(Self {
+            directory,
+            programs,
+        })
     }
 
     /// Its data directory.
@@ -91,7 +115,9 @@ impl Postgres {
 
 fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(program);
+    command
+        .args(["--reuid=postgres", "--regid=postgres", "--init-groups"])
+        .arg(program);
     command
 }
 

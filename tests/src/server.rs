@@ -42,7 +42,10 @@ impl Server {
         let listener = namespace.enter(|| TcpListener::bind((address, port)))??;
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stop, accepted) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&accepted));
         let serve = Arc::new(serve);
         thread::spawn(move || {
@@ -60,7 +63,11 @@ impl Server {
                 }
             }
         });
-        Ok(Self { address, stop, accepted })
+        Ok(Self {
+            address,
+            stop,
+            accepted,
+        })
     }
 
     /// Starts one that speaks TLS.
@@ -92,7 +99,12 @@ impl Server {
     ///
     /// # Errors
     /// As [`Self::start_tls`].
-    pub fn start_echo(namespace: &Namespace, address: IpAddr, port: u16, leaf: &Leaf) -> Result<Self> {
+    pub fn start_echo(
+        namespace: &Namespace,
+        address: IpAddr,
+        port: u16,
+        leaf: &Leaf,
+    ) -> Result<Self> {
         Self::start_tls(namespace, address, port, leaf, |stream| {
             let mut buffer = vec![0; 65536];
             loop {

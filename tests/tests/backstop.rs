@@ -8,7 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use mantled_tests::{Capture, Daemon, Group, SITE_V4, Server, assert_clean, eventually, lab, run, succeed, wait};
+use mantled_tests::{
+    Capture, Daemon, Group, SITE_V4, Server, assert_clean, eventually, lab, run, succeed, wait,
+};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 const SECRET: &str = "the-agents-secret-words";
@@ -21,8 +23,11 @@ struct Waiting {
 
 impl Waiting {
     fn start(mut command: Command) -> Result<Self> {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
         let mut output = BufReader::new(child.stdout.take().context("no output")?);
         let mut line = String::new();
         output.read_line(&mut line)?;
@@ -35,7 +40,10 @@ impl Waiting {
         drop(self.child.stdin.take());
         let output = wait(self.child, Duration::from_secs(10))?;
         drop(self.output);
-        Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+        Ok((
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
     }
 }
 
@@ -46,7 +54,11 @@ fn other_protocols_do_not_leave() -> Result<()> {
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let capture = Capture::start(&lab)?;
     // So that the capture proves that it captures.
-    succeed(lab.host.command(AGENT).args(["datagram", "10.99.0.2:9", "from outside of the group"]))?;
+    succeed(lab.host.command(AGENT).args([
+        "datagram",
+        "10.99.0.2:9",
+        "from outside of the group",
+    ]))?;
     for (kind, address) in [
         ("datagram", "10.99.0.2:9"),
         ("datagram", "10.99.0.2:443"),
@@ -58,7 +70,9 @@ fn other_protocols_do_not_leave() -> Result<()> {
         ("ping", "10.99.0.2:0"),
     ] {
         let output = run(
-            group.command(&lab.host, AGENT).args([kind, address, SECRET]),
+            group
+                .command(&lab.host, AGENT)
+                .args([kind, address, SECRET]),
             Duration::from_secs(10),
         )?;
         assert!(!output.status.success(), "{kind} {address} was sent");
@@ -66,15 +80,24 @@ fn other_protocols_do_not_leave() -> Result<()> {
         assert!(said.contains("not permitted"), "{kind} {address}: {said}");
     }
     let wire = capture.finish()?;
-    assert!(wire.windows(25).any(|window| window == b"from outside of the group"));
+    assert!(
+        wire.windows(25)
+            .any(|window| window == b"from outside of the group")
+    );
     assert_clean(&wire, &[SECRET])?;
     let log = eventually("the events", Duration::from_secs(5), || {
         let log = daemon.log();
         (log.matches("refused by the kernel").count() >= 8).then_some(log)
     })?;
     // Told with process and destination, also where the packet and not the call was stopped.
-    let raw = log.lines().find(|line| line.contains("protocol=253")).context("no event of the raw socket")?;
-    assert!(raw.contains("\"agent\"") && raw.contains("10.99.0.2"), "{raw}");
+    let raw = log
+        .lines()
+        .find(|line| line.contains("protocol=253"))
+        .context("no event of the raw socket")?;
+    assert!(
+        raw.contains("\"agent\"") && raw.contains("10.99.0.2"),
+        "{raw}"
+    );
     Ok(())
 }
 
@@ -106,7 +129,10 @@ fn sockets_from_before_enrolment_do_not_leave() -> Result<()> {
 
     let (served, said) = connection.go_on()?;
     assert!(!served, "the old connection still works");
-    assert!(said.contains("abort") || said.contains("reset"), "the agent is told at once: {said}");
+    assert!(
+        said.contains("abort") || said.contains("reset"),
+        "the agent is told at once: {said}"
+    );
     let (sent, said) = datagram.go_on()?;
     assert!(!sent, "the old datagram socket still sends: {said}");
     let (served, said) = moved.go_on()?;
@@ -116,7 +142,13 @@ fn sockets_from_before_enrolment_do_not_leave() -> Result<()> {
     assert_clean(&wire, &[SECRET])?;
     let records = daemon.settled_records(1)?;
     assert_eq!(records[0]["mantled.path"], "verified", "{:#}", records[0]);
-    assert!(daemon.log().contains("ended connections from before enrolment"), "{}", daemon.log());
+    assert!(
+        daemon
+            .log()
+            .contains("ended connections from before enrolment"),
+        "{}",
+        daemon.log()
+    );
     Ok(())
 }
 
@@ -125,11 +157,19 @@ fn the_proxy_is_no_open_relay() -> Result<()> {
     let lab = lab!();
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "[listen]\nport = 18474\n")?;
-    for (command, who) in [(lab.host.command(AGENT), "outside"), (group.command(&lab.host, AGENT), "inside")] {
+    for (command, who) in [
+        (lab.host.command(AGENT), "outside"),
+        (group.command(&lab.host, AGENT), "inside"),
+    ] {
         let mut command = command;
-        let output =
-            run(command.args(["echo", "127.0.0.1:18474", SECRET]), Duration::from_secs(10))?;
-        assert!(!output.status.success(), "{who}: the proxy served a stranger");
+        let output = run(
+            command.args(["echo", "127.0.0.1:18474", SECRET]),
+            Duration::from_secs(10),
+        )?;
+        assert!(
+            !output.status.success(),
+            "{who}: the proxy served a stranger"
+        );
     }
     let records = daemon.settled_records(2)?;
     for record in records {
@@ -157,14 +197,36 @@ fn listed_exceptions_pass_and_nothing_beside_them() -> Result<()> {
          [dns]\nresolvers = [\"10.99.0.2\"]\n",
     )?;
     let mut agent = |arguments: &[&str]| {
-        run(group.command(&lab.host, AGENT).args(arguments), Duration::from_secs(10))
+        run(
+            group.command(&lab.host, AGENT).args(arguments),
+            Duration::from_secs(10),
+        )
     };
     let bypassed = agent(&["echo", &plain.address.to_string(), "by the side"])?;
-    assert!(bypassed.status.success(), "{}", String::from_utf8_lossy(&bypassed.stderr));
-    assert!(agent(&["datagram", "10.99.0.2:7001", "x"])?.status.success());
-    assert!(agent(&["datagram", "10.99.0.2:53", "x"])?.status.success(), "the resolver");
-    assert!(!agent(&["datagram", "10.99.0.2:7002", "x"])?.status.success(), "another port");
-    assert!(!agent(&["datagram", "10.99.0.3:53", "x"])?.status.success(), "another resolver");
+    assert!(
+        bypassed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&bypassed.stderr)
+    );
+    assert!(
+        agent(&["datagram", "10.99.0.2:7001", "x"])?
+            .status
+            .success()
+    );
+    assert!(
+        agent(&["datagram", "10.99.0.2:53", "x"])?.status.success(),
+        "the resolver"
+    );
+    assert!(
+        !agent(&["datagram", "10.99.0.2:7002", "x"])?
+            .status
+            .success(),
+        "another port"
+    );
+    assert!(
+        !agent(&["datagram", "10.99.0.3:53", "x"])?.status.success(),
+        "another resolver"
+    );
     // Bypassed connections are not the proxy's, so they have no record.
     daemon.settled_records(0)?;
     Ok(())
@@ -194,7 +256,11 @@ fn a_server_in_the_group_answers_only_where_the_operator_said_so() -> Result<()>
             stream.read_to_string(&mut text).ok()?;
             Some(text)
         })?;
-        assert_eq!(got.as_deref(), answered.then_some("an answer from inside"), "{inbound}");
+        assert_eq!(
+            got.as_deref(),
+            answered.then_some("an answer from inside"),
+            "{inbound}"
+        );
         serving.child.kill()?;
         serving.child.wait()?;
     }

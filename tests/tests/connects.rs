@@ -8,8 +8,18 @@ use mantled_tests::{Daemon, Group, Lab, SITE_V4, SITE_V6, Server, lab, run, succ
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 
 /// Runs the agent in the group; what it printed.
-fn agent(lab: &Lab, group: &Group, kind: &str, address: SocketAddr, argument: &str) -> Result<String> {
-    succeed(group.command(&lab.host, AGENT).args([kind, &address.to_string(), argument]))
+fn agent(
+    lab: &Lab,
+    group: &Group,
+    kind: &str,
+    address: SocketAddr,
+    argument: &str,
+) -> Result<String> {
+    succeed(
+        group
+            .command(&lab.host, AGENT)
+            .args([kind, &address.to_string(), argument]),
+    )
 }
 
 #[test]
@@ -30,9 +40,24 @@ fn every_kind_of_connect_is_redirected() -> Result<()> {
         ("nonblocking", v6.address, words, "[fd99::2]:7000"),
         ("fastopen", v4.address, words, "10.99.0.2:7000"),
         ("fastopen", v6.address, words, "[fd99::2]:7000"),
-        ("bound", v4.address, "10.99.0.1 ordinary words", "10.99.0.2:7000"),
-        ("bound", v6.address, "fd99::1 ordinary words", "[fd99::2]:7000"),
-        ("device", v4.address, "wire ordinary words", "10.99.0.2:7000"),
+        (
+            "bound",
+            v4.address,
+            "10.99.0.1 ordinary words",
+            "10.99.0.2:7000",
+        ),
+        (
+            "bound",
+            v6.address,
+            "fd99::1 ordinary words",
+            "[fd99::2]:7000",
+        ),
+        (
+            "device",
+            v4.address,
+            "wire ordinary words",
+            "10.99.0.2:7000",
+        ),
     ] {
         let printed = agent(&lab, &group, kind, address, argument)?;
         assert_eq!(printed, format!("{peer}\n{words}\n"), "{kind} {address}");
@@ -52,7 +77,8 @@ fn every_kind_of_connect_is_redirected() -> Result<()> {
 #[test]
 fn the_proxy_dials_from_the_address_that_the_agent_had_bound() -> Result<()> {
     let lab = lab!();
-    lab.host.ip(&["addr", "add", "10.99.0.77/24", "dev", "wire"])?;
+    lab.host
+        .ip(&["addr", "add", "10.99.0.77/24", "dev", "wire"])?;
     let leaf = lab.authority.leaf(&["10.99.0.2"])?;
     let server = Server::start_tls(&lab.site, SITE_V4, 7000, &leaf, |stream| {
         use std::io::{Read as _, Write as _};
@@ -62,7 +88,13 @@ fn the_proxy_dials_from_the_address_that_the_agent_had_bound() -> Result<()> {
     })?;
     let group = Group::new()?;
     let _daemon = Daemon::start(&lab, &group, "enforce", "")?;
-    let printed = agent(&lab, &group, "bound", server.address, "10.99.0.77 0123456789")?;
+    let printed = agent(
+        &lab,
+        &group,
+        "bound",
+        server.address,
+        "10.99.0.77 0123456789",
+    )?;
     assert_eq!(printed, "10.99.0.2:7000\n10.99.0.77\n");
     Ok(())
 }
@@ -71,7 +103,11 @@ fn the_proxy_dials_from_the_address_that_the_agent_had_bound() -> Result<()> {
 fn twenty_thousand_connects_find_their_origin() -> Result<()> {
     let lab = lab!();
     // The agent's and the proxy's closed connections hold a port for a minute each.
-    succeed(lab.host.command("sysctl").args(["-qw", "net.ipv4.ip_local_port_range=1024 65535"]))?;
+    succeed(
+        lab.host
+            .command("sysctl")
+            .args(["-qw", "net.ipv4.ip_local_port_range=1024 65535"]),
+    )?;
     let server = Server::start(&lab.site, SITE_V4, 7000, |mut stream| {
         use std::io::{Read as _, Write as _};
         stream.read_exact(&mut [0])?;
@@ -96,7 +132,12 @@ fn twenty_thousand_connects_find_their_origin() -> Result<()> {
         .collect::<std::io::Result<_>>()?;
     for child in children {
         let output = mantled_tests::wait(child, Duration::from_secs(120))?;
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "5000\n", "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "5000\n",
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     let records = daemon.settled_records(20_000)?;
     let found = records
@@ -118,7 +159,9 @@ fn a_server_that_is_down_gives_the_agent_its_errno_at_the_second_attempt() -> Re
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let attempt = || {
         run(
-            group.command(&lab.host, AGENT).args(["echo", "10.99.0.2:7009", "words"]),
+            group
+                .command(&lab.host, AGENT)
+                .args(["echo", "10.99.0.2:7009", "words"]),
             Duration::from_secs(20),
         )
     };

@@ -16,7 +16,12 @@ const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 fn traces() -> Result<Vec<String>> {
     let mut found = Vec::new();
     let programs = succeed(Command::new("bpftool").args(["prog", "show"]))?;
-    found.extend(programs.lines().filter(|line| line.contains("mantled_")).map(str::to_owned));
+    found.extend(
+        programs
+            .lines()
+            .filter(|line| line.contains("mantled_"))
+            .map(str::to_owned),
+    );
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     for line in mounts.lines().filter(|line| line.contains(" cgroup2 ")) {
         let root = line.split(' ').nth(1).context("no mount point")?;
@@ -42,13 +47,21 @@ fn no_traces() -> Result<()> {
 
 fn configured(lab: &Lab) -> Result<std::path::PathBuf> {
     let path = lab.path("exec.toml");
-    fs::write(&path, "[tls]\nroots = [\"ca.pem\"]\n[dns]\nresolvers = []\n")?;
+    fs::write(
+        &path,
+        "[tls]\nroots = [\"ca.pem\"]\n[dns]\nresolvers = []\n",
+    )?;
     Ok(path)
 }
 
 fn exec(lab: &Lab, options: &[&str], command: &[&str]) -> Result<Command> {
     let mut exec = lab.host.command(mantled()?);
-    exec.arg("exec").arg("--config").arg(configured(lab)?).args(options).arg("--").args(command);
+    exec.arg("exec")
+        .arg("--config")
+        .arg(configured(lab)?)
+        .args(options)
+        .arg("--")
+        .args(command);
     Ok(exec)
 }
 
@@ -60,12 +73,19 @@ fn it_protects_reports_and_leaves_nothing() -> Result<()> {
     let address = server.address.to_string();
     let log = lab.path("log.jsonl");
     let output = run(
-        &mut exec(&lab, &["--record", log.to_str().unwrap()], &[AGENT, "echo", &address, "some words"])?,
+        &mut exec(
+            &lab,
+            &["--record", log.to_str().unwrap()],
+            &[AGENT, "echo", &address, "some words"],
+        )?,
         Duration::from_secs(20),
     )?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "10.99.0.2:7000\nsome words\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "10.99.0.2:7000\nsome words\n"
+    );
     assert!(said.contains("agent -> 10.99.0.2:7000, TLS 1.3"), "{said}");
     assert!(said.contains("verified as 10.99.0.2"), "{said}");
     assert_eq!(fs::read_to_string(&log)?.lines().count(), 1);
@@ -80,7 +100,10 @@ fn exit_codes_are_the_commands_own() -> Result<()> {
         (&["sh", "-c", "kill -9 $$"], 137),
         (&["/no/such/program"], 127),
     ] {
-        let output = run(&mut exec(&lab, &["--quiet"], command)?, Duration::from_secs(20))?;
+        let output = run(
+            &mut exec(&lab, &["--quiet"], command)?,
+            Duration::from_secs(20),
+        )?;
         assert_eq!(output.status.code(), Some(code), "{command:?}");
     }
     no_traces()
@@ -99,10 +122,16 @@ fn what_cannot_be_verified_is_refused_or_told() -> Result<()> {
     assert!(!refused.status.success());
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("REFUSED (tls_not_offered)"), "{said}");
-    let observed = run(&mut exec(&lab, &["--mode", "observe"], &command)?, Duration::from_secs(20))?;
+    let observed = run(
+        &mut exec(&lab, &["--mode", "observe"], &command)?,
+        Duration::from_secs(20),
+    )?;
     let said = String::from_utf8_lossy(&observed.stderr).into_owned();
     assert!(observed.status.success(), "{said}");
-    assert!(said.contains("IN CLEAR (enforce would refuse: tls_not_offered)"), "{said}");
+    assert!(
+        said.contains("IN CLEAR (enforce would refuse: tls_not_offered)"),
+        "{said}"
+    );
     no_traces()
 }
 
@@ -121,13 +150,19 @@ fn killed_it_takes_the_command_and_its_children_with_it() -> Result<()> {
         .stderr(Stdio::null())
         .spawn()?;
     let pids = eventually("both children", Duration::from_secs(10), || {
-        let pids: Vec<String> = fs::read_to_string(&mark).ok()?.lines().map(str::to_owned).collect();
+        let pids: Vec<String> = fs::read_to_string(&mark)
+            .ok()?
+            .lines()
+            .map(str::to_owned)
+            .collect();
         (pids.len() == 2).then_some(pids)
     })?;
     exec.kill()?;
     exec.wait()?;
     eventually("the children to be gone", Duration::from_secs(5), || {
-        pids.iter().all(|pid| !Path::new("/proc").join(pid).exists()).then_some(())
+        pids.iter()
+            .all(|pid| !Path::new("/proc").join(pid).exists())
+            .then_some(())
     })?;
     no_traces()
 }
@@ -142,24 +177,47 @@ fn bad_input_is_one_clear_line_and_leaves_nothing() -> Result<()> {
         ("[tls]\nroots = [\"empty.pem\"]\n", 2, "empty.pem"),
         ("[tls]\nrotos = \"system\"\n", 2, "did you mean"),
         ("[[route]]\nport = 70000\n", 2, "1..=65535"),
-        ("[[enroll]]\ncgroup = \"/no/such/group\"\nmode = \"enforce\"\n", 2, "does not exist"),
-        ("[[enroll]]\nunit = \"no-such.service\"\nmode = \"enforce\"\n", 2, "has no cgroup"),
+        (
+            "[[enroll]]\ncgroup = \"/no/such/group\"\nmode = \"enforce\"\n",
+            2,
+            "does not exist",
+        ),
+        (
+            "[[enroll]]\nunit = \"no-such.service\"\nmode = \"enforce\"\n",
+            2,
+            "has no cgroup",
+        ),
         ("[listen]\nport = 18475\n", 1, "18475"),
     ] {
         let mut taken = None;
         if code == 1 {
-            taken = Some(Server::start(&lab.host, "127.0.0.1".parse()?, 18475, |_| Ok(()))?);
+            taken = Some(Server::start(
+                &lab.host,
+                "127.0.0.1".parse()?,
+                18475,
+                |_| Ok(()),
+            )?);
         }
-        let roots = if text.contains("[tls]") { "" } else { "[tls]\nroots = [\"ca.pem\"]\n" };
+        let roots = if text.contains("[tls]") {
+            ""
+        } else {
+            "[tls]\nroots = [\"ca.pem\"]\n"
+        };
         fs::write(&file, format!("{text}{roots}"))?;
         let output = run(
-            lab.host.command(mantled()?).args(["run", "--config"]).arg(&file),
+            lab.host
+                .command(mantled()?)
+                .args(["run", "--config"])
+                .arg(&file),
             Duration::from_secs(10),
         )?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains(expected), "{text}: {said}");
         // Logs may come before it; the error itself is one line, or one with a hint.
-        assert!(said.lines().filter(|line| !line.contains(" INFO ")).count() <= 2, "{text}: {said}");
+        assert!(
+            said.lines().filter(|line| !line.contains(" INFO ")).count() <= 2,
+            "{text}: {said}"
+        );
         if code == 2 {
             assert_eq!(output.status.code(), Some(code), "{text}: {said}");
         } else {
@@ -187,7 +245,11 @@ fn a_missing_privilege_is_named_with_exit_code_4() -> Result<()> {
         )?;
         assert_eq!(output.status.code(), Some(4), "{arguments:?}");
         let said = [output.stdout, output.stderr].concat();
-        assert!(String::from_utf8_lossy(&said).contains("run as root"), "{}", String::from_utf8_lossy(&said));
+        assert!(
+            String::from_utf8_lossy(&said).contains("run as root"),
+            "{}",
+            String::from_utf8_lossy(&said)
+        );
     }
     no_traces()
 }

@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::Result;
-use mantled_tests::{Capture, Daemon, Group, SITE_V4, Server, assert_clean, lab, mantled, run, succeed};
+use mantled_tests::{
+    Capture, Daemon, Group, SITE_V4, Server, assert_clean, lab, mantled, run, succeed,
+};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 const SECRET: &str = "the-agents-secret-words";
@@ -27,7 +29,12 @@ fn killed_and_closed_agents_are_refused_until_it_is_back() -> Result<()> {
     let group = Group::new()?;
     let mut daemon = Daemon::start(&lab, &group, "enforce", "on_daemon_down = \"closed\"\n")?;
     let agent = |address: &str| {
-        run(group.command(&lab.host, AGENT).args(["echo", address, SECRET]), Duration::from_secs(10))
+        run(
+            group
+                .command(&lab.host, AGENT)
+                .args(["echo", address, SECRET]),
+            Duration::from_secs(10),
+        )
     };
     assert!(agent(&tls.address.to_string())?.status.success());
     // A session that is open when the daemon dies.
@@ -42,30 +49,55 @@ fn killed_and_closed_agents_are_refused_until_it_is_back() -> Result<()> {
     })?;
 
     let capture = Capture::start(&lab)?;
-    succeed(lab.host.command("ping").args(["-c", "1", "-W", "2", "10.99.0.2"])).ok();
+    succeed(
+        lab.host
+            .command("ping")
+            .args(["-c", "1", "-W", "2", "10.99.0.2"]),
+    )
+    .ok();
     daemon.kill()?;
     let killed = Instant::now();
     for address in [&tls.address, &plain.address] {
         let output = agent(&address.to_string())?;
-        assert!(!output.status.success(), "{address}: served without a daemon");
+        assert!(
+            !output.status.success(),
+            "{address}: served without a daemon"
+        );
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains("Connection refused"), "{said}");
     }
-    assert!(killed.elapsed() < Duration::from_secs(5), "refused at once, not timed out");
+    assert!(
+        killed.elapsed() < Duration::from_secs(5),
+        "refused at once, not timed out"
+    );
     // A capture of nothing proves nothing: somebody outside of the group uses the wire.
-    succeed(lab.host.command(AGENT).args(["echo", &plain.address.to_string(), "an outsider's words"]))?;
+    succeed(lab.host.command(AGENT).args([
+        "echo",
+        &plain.address.to_string(),
+        "an outsider's words",
+    ]))?;
     let wire = capture.finish()?;
-    assert!(wire.windows(19).any(|window| window == b"an outsider's words"));
+    assert!(
+        wire.windows(19)
+            .any(|window| window == b"an outsider's words")
+    );
     assert_clean(&wire, &[SECRET])?;
 
     daemon.restart()?;
     let output = agent(&tls.address.to_string())?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     held.kill()?;
     held.wait()?;
     // One before, one after, and the three that the first daemon owed.
     let records = daemon.settled_records(5)?;
-    let aborted: Vec<_> = records.iter().filter(|record| record["mantled.verdict"] == "aborted").collect();
+    let aborted: Vec<_> = records
+        .iter()
+        .filter(|record| record["mantled.verdict"] == "aborted")
+        .collect();
     assert_eq!(aborted.len(), 3, "{records:#?}");
     for record in aborted {
         assert_eq!(record["process.executable.name"], "agent");
@@ -82,22 +114,38 @@ fn killed_and_open_agents_pass_and_the_kernel_counts_it() -> Result<()> {
     let mut daemon = Daemon::start(&lab, &group, "enforce", "on_daemon_down = \"open\"\n")?;
     let agent = || {
         run(
-            group.command(&lab.host, AGENT).args(["echo", &plain.address.to_string(), "let through"]),
+            group.command(&lab.host, AGENT).args([
+                "echo",
+                &plain.address.to_string(),
+                "let through",
+            ]),
             Duration::from_secs(10),
         )
     };
-    assert!(!agent()?.status.success(), "with a daemon, a server without TLS is refused");
+    assert!(
+        !agent()?.status.success(),
+        "with a daemon, a server without TLS is refused"
+    );
     daemon.kill()?;
     let output = agent()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     // Only what connect() let pass, passes: a datagram still does not.
     let datagram = run(
-        group.command(&lab.host, AGENT).args(["datagram", "10.99.0.2:9", "x"]),
+        group
+            .command(&lab.host, AGENT)
+            .args(["datagram", "10.99.0.2:9", "x"]),
         Duration::from_secs(10),
     )?;
     assert!(!datagram.status.success());
     daemon.restart()?;
-    assert!(!agent()?.status.success(), "with a daemon again, it is refused again");
+    assert!(
+        !agent()?.status.success(),
+        "with a daemon again, it is refused again"
+    );
     daemon.settled_records(2)?;
     Ok(())
 }
@@ -127,7 +175,11 @@ fn sessions_are_drained_at_stop_and_cut_ones_are_recorded() -> Result<()> {
     })?;
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(daemon.stop()?, Some(0));
-    assert!(mantled_tests::wait(slow, Duration::from_secs(5))?.status.success());
+    assert!(
+        mantled_tests::wait(slow, Duration::from_secs(5))?
+            .status
+            .success()
+    );
     mute.kill()?;
     mute.wait()?;
     let records = daemon.settled_records(2)?;
@@ -146,7 +198,11 @@ fn detach_gives_the_host_back_also_from_a_dead_daemon() -> Result<()> {
     let printed = succeed(Command::new(mantled()?).args(["detach", "--all"]))?;
     assert!(printed.contains("detached 9 programs"), "{printed}");
     assert!(!std::path::Path::new("/sys/fs/bpf/mantled").exists());
-    succeed(group.command(&lab.host, AGENT).args(["echo", &plain.address.to_string(), "free again"]))?;
+    succeed(group.command(&lab.host, AGENT).args([
+        "echo",
+        &plain.address.to_string(),
+        "free again",
+    ]))?;
     let printed = succeed(Command::new(mantled()?).args(["detach", "--all"]))?;
     assert_eq!(printed, "nothing is attached\n");
     Ok(())
@@ -158,7 +214,10 @@ fn a_second_daemon_is_told_so() -> Result<()> {
     let group = Group::new()?;
     let _daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let output = run(
-        lab.host.command(mantled()?).args(["run", "--config"]).arg(lab.path("mantled.toml")),
+        lab.host
+            .command(mantled()?)
+            .args(["run", "--config"])
+            .arg(lab.path("mantled.toml")),
         Duration::from_secs(10),
     )?;
     assert_eq!(output.status.code(), Some(1));

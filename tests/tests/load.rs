@@ -22,7 +22,11 @@ fn a_thousand_sessions_at_once() -> Result<()> {
     let server = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
-    succeed(group.command(&lab.host, AGENT).args(["echo", &server.address.to_string(), "warm"]))?;
+    succeed(
+        group
+            .command(&lab.host, AGENT)
+            .args(["echo", &server.address.to_string(), "warm"]),
+    )?;
     let before = daemon.resident_kib()?;
     let mut agents = Vec::new();
     for _ in 0..4 {
@@ -41,7 +45,10 @@ fn a_thousand_sessions_at_once() -> Result<()> {
         assert_eq!(line, "open\n");
     }
     let grown = daemon.resident_kib()?.saturating_sub(before);
-    assert!(grown < 1000 * SESSION_KIB, "{grown} KiB for 1,000 idle sessions");
+    assert!(
+        grown < 1000 * SESSION_KIB,
+        "{grown} KiB for 1,000 idle sessions"
+    );
     assert_eq!(daemon.settled_records(1)?.len(), 1, "no session has ended");
     for (mut child, mut output) in agents {
         drop(child.stdin.take());
@@ -51,7 +58,11 @@ fn a_thousand_sessions_at_once() -> Result<()> {
         assert!(child.wait()?.success());
     }
     let records = daemon.settled_records(1001)?;
-    assert!(records.iter().all(|record| record["mantled.path"] == "verified"));
+    assert!(
+        records
+            .iter()
+            .all(|record| record["mantled.path"] == "verified")
+    );
     Ok(())
 }
 
@@ -63,7 +74,11 @@ fn agents_that_never_read_never_write_or_dawdle() -> Result<()> {
     let address = server.address.to_string();
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "[limits]\ndetect = \"1s\"\n")?;
-    succeed(group.command(&lab.host, AGENT).args(["echo", &address, "warm"]))?;
+    succeed(
+        group
+            .command(&lab.host, AGENT)
+            .args(["echo", &address, "warm"]),
+    )?;
     let before = daemon.resident_kib()?;
 
     let start = |kind: &str, argument: &str| {
@@ -88,17 +103,35 @@ fn agents_that_never_read_never_write_or_dawdle() -> Result<()> {
         BufReader::new(child.stdout.as_mut().context("no output")?).read_line(&mut line)?;
         written += line.trim().parse::<u64>()?;
     }
-    assert!(written > 1 << 20, "the deaf agents wrote only {written} bytes");
+    assert!(
+        written > 1 << 20,
+        "the deaf agents wrote only {written} bytes"
+    );
     // 256 KiB a session is the limit that the design sets; sockets' own buffers are the kernel's.
     let grown = daemon.resident_kib()?.saturating_sub(before);
-    assert!(grown < 22 * 256 + 4096, "{grown} KiB for 22 sessions under back-pressure");
+    assert!(
+        grown < 22 * 256 + 4096,
+        "{grown} KiB for 22 sessions under back-pressure"
+    );
 
     // The others go on meanwhile.
     let begun = Instant::now();
-    succeed(group.command(&lab.host, AGENT).args(["echo", &address, "an ordinary exchange"]))?;
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    succeed(
+        group
+            .command(&lab.host, AGENT)
+            .args(["echo", &address, "an ordinary exchange"]),
+    )?;
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
     let output = wait(slow, Duration::from_secs(20))?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     // An agent that never writes is served: after the time for detection, by TLS.
     assert!(mute.try_wait()?.is_none());
     drop(mute.stdin.take());
@@ -128,7 +161,11 @@ fn a_hundred_megabytes_each_way_arrive_as_they_were_sent() -> Result<()> {
             .arg(server.address.to_string()),
         Duration::from_secs(60),
     )?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let records = daemon.settled_records(1)?;
     assert_eq!(records[0]["mantled.bytes.sent"], 100_000_000);
     assert_eq!(records[0]["mantled.bytes.received"], 100_000_000);
@@ -142,13 +179,21 @@ fn a_full_disk_refuses_sessions_until_there_is_room() -> Result<()> {
     let server = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
     let records = lab.path("records");
     std::fs::create_dir(&records)?;
-    succeed(std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&records))?;
+    succeed(
+        std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k", "none"])
+            .arg(&records),
+    )?;
     let result = (|| {
         let group = Group::new()?;
         let daemon = Daemon::start(&lab, &group, "enforce", "")?;
         let echo = || {
             run(
-                group.command(&lab.host, AGENT).args(["echo", &server.address.to_string(), "words"]),
+                group.command(&lab.host, AGENT).args([
+                    "echo",
+                    &server.address.to_string(),
+                    "words",
+                ]),
                 Duration::from_secs(10),
             )
         };
@@ -158,14 +203,22 @@ fn a_full_disk_refuses_sessions_until_there_is_room() -> Result<()> {
         drop(ballast);
         // Lines still fit into the last block of the log; then none do.
         eventually("a refusal", Duration::from_secs(20), || {
-            echo().is_ok_and(|output| !output.status.success()).then_some(())
+            echo()
+                .is_ok_and(|output| !output.status.success())
+                .then_some(())
         })?;
         std::fs::remove_file(records.join("ballast"))?;
         eventually("service again", Duration::from_secs(10), || {
-            echo().is_ok_and(|output| output.status.success()).then_some(())
+            echo()
+                .is_ok_and(|output| output.status.success())
+                .then_some(())
         })?;
         let all = daemon.records();
-        assert!(all.iter().any(|record| record["error.type"] == "record_failure"), "{all:#?}");
+        assert!(
+            all.iter()
+                .any(|record| record["error.type"] == "record_failure"),
+            "{all:#?}"
+        );
         Ok(())
     })();
     succeed(std::process::Command::new("umount").arg(&records))?;

@@ -20,7 +20,10 @@ fn psql_works_and_nothing_crosses_the_wire_in_clear() -> Result<()> {
     )?;
     assert_eq!(printed.trim(), "a needle in clear|10.99.0.2|t");
     let wire = capture.finish()?;
-    assert_clean(&wire, &["a needle in clear", "pg_stat_ssl", "application_name"])?;
+    assert_clean(
+        &wire,
+        &["a needle in clear", "pg_stat_ssl", "application_name"],
+    )?;
     let records = daemon.settled_records(1)?;
     let record = &records[0];
     assert_eq!(record["mantled.verdict"], "allowed", "{record:#}");
@@ -28,6 +31,9 @@ fn psql_works_and_nothing_crosses_the_wire_in_clear() -> Result<()> {
     assert_eq!(record["network.protocol.name"], "postgresql");
     assert_eq!(record["process.executable.name"], "psql");
     assert_eq!(record["db.user"], "postgres");
-    assert_eq!(record["mantled.systemd.unit"], group.path().file_name().unwrap().to_str().unwrap());
+    assert_eq!(
+        record["mantled.systemd.unit"],
+        group.path().file_name().unwrap().to_str().unwrap()
+    );
     Ok(())
 }

@@ -20,10 +20,19 @@ const SECRET: &str = "the-agents-secret-words";
 /// Lets the agent say its secret to the server; it must not get an echo. Returns the one record.
 fn refused(lab: &Lab, address: &str) -> Result<Value> {
     let group = Group::new()?;
-    let daemon = Daemon::start(lab, &group, "enforce", "[limits]\nhandshake = \"2s\"\ndetect = \"1s\"\n")?;
+    let daemon = Daemon::start(
+        lab,
+        &group,
+        "enforce",
+        "[limits]\nhandshake = \"2s\"\ndetect = \"1s\"\n",
+    )?;
     let capture = Capture::start(lab)?;
-    let output =
-        run(group.command(&lab.host, AGENT).args(["echo", address, SECRET]), Duration::from_secs(20))?;
+    let output = run(
+        group
+            .command(&lab.host, AGENT)
+            .args(["echo", address, SECRET]),
+        Duration::from_secs(20),
+    )?;
     ensure!(!output.status.success(), "the agent was answered");
     let wire = capture.finish()?;
     assert_clean(&wire, &[SECRET])?;
@@ -32,7 +41,11 @@ fn refused(lab: &Lab, address: &str) -> Result<Value> {
     assert_eq!(record["mantled.verdict"], "refused", "{record:#}");
     assert!(record.get("mantled.path").is_none(), "{record:#}");
     assert_eq!(record["mantled.bytes.sent"], 0);
-    assert!(record["mantled.reason"].as_str().is_some_and(|reason| reason.len() > 10));
+    assert!(
+        record["mantled.reason"]
+            .as_str()
+            .is_some_and(|reason| reason.len() > 10)
+    );
     Ok(record)
 }
 
@@ -57,15 +70,34 @@ fn bad_certificates() -> Result<()> {
     let lab = lab!();
     let stranger = mantled_tests::Authority::new("a stranger")?;
     for (what, leaf, cause) in [
-        ("expired", lab.authority.expired_leaf(&["10.99.0.2"])?, "certificate_expired"),
-        ("self-signed", Leaf::self_signed(&["10.99.0.2"])?, "certificate_untrusted"),
-        ("of a stranger", stranger.leaf(&["10.99.0.2"])?, "certificate_untrusted"),
-        ("for another name", lab.authority.leaf(&["other.example", "10.99.0.3"])?, "certificate_name_mismatch"),
+        (
+            "expired",
+            lab.authority.expired_leaf(&["10.99.0.2"])?,
+            "certificate_expired",
+        ),
+        (
+            "self-signed",
+            Leaf::self_signed(&["10.99.0.2"])?,
+            "certificate_untrusted",
+        ),
+        (
+            "of a stranger",
+            stranger.leaf(&["10.99.0.2"])?,
+            "certificate_untrusted",
+        ),
+        (
+            "for another name",
+            lab.authority.leaf(&["other.example", "10.99.0.3"])?,
+            "certificate_name_mismatch",
+        ),
     ] {
         let (server, heard) = listening_tls(&lab, &leaf)?;
         let record = refused(&lab, &server.address.to_string())?;
         assert_eq!(record["error.type"], cause, "{what}: {record:#}");
-        assert!(heard.lock().unwrap().is_empty(), "{what}: the server was told something");
+        assert!(
+            heard.lock().unwrap().is_empty(),
+            "{what}: the server was told something"
+        );
         drop(server);
         std::thread::sleep(Duration::from_millis(50)); // its listener closes
     }
@@ -75,11 +107,20 @@ fn bad_certificates() -> Result<()> {
 #[test]
 fn a_route_names_what_the_certificate_must_prove() -> Result<()> {
     let lab = lab!();
-    let server = Server::start_echo(&lab.site, SITE_V4, 7000, &lab.authority.leaf(&["db.example"])?)?;
+    let server = Server::start_echo(
+        &lab.site,
+        SITE_V4,
+        7000,
+        &lab.authority.leaf(&["db.example"])?,
+    )?;
     let group = Group::new()?;
     let route = "[[route]]\ncidr = \"10.99.0.2\"\nserver_name = \"db.example\"\n";
     let daemon = Daemon::start(&lab, &group, "enforce", route)?;
-    mantled_tests::succeed(group.command(&lab.host, AGENT).args(["echo", &server.address.to_string(), SECRET]))?;
+    mantled_tests::succeed(group.command(&lab.host, AGENT).args([
+        "echo",
+        &server.address.to_string(),
+        SECRET,
+    ]))?;
     let records = daemon.settled_records(1)?;
     assert_eq!(records[0]["mantled.tls.verified_name"], "db.example");
     Ok(())
@@ -89,7 +130,11 @@ fn a_route_names_what_the_certificate_must_prove() -> Result<()> {
 fn a_server_without_tls() -> Result<()> {
     let lab = lab!();
     for (what, greeting, answer) in [
-        ("that answers the ClientHello with its own words", &b""[..], &b"what?\r\n"[..]),
+        (
+            "that answers the ClientHello with its own words",
+            &b""[..],
+            &b"what?\r\n"[..],
+        ),
         ("that says nothing", b"", b""),
         ("that speaks first", b"220 ready\r\n", b""),
     ] {
@@ -115,7 +160,10 @@ fn a_server_without_tls() -> Result<()> {
         );
         let heard = heard.lock().unwrap();
         assert!(!contains(&heard, SECRET.as_bytes()), "{what}");
-        assert!(heard.is_empty() || heard.starts_with(&[0x16, 3, 1]), "{what}: more than a ClientHello");
+        assert!(
+            heard.is_empty() || heard.starts_with(&[0x16, 3, 1]),
+            "{what}: more than a ClientHello"
+        );
         drop(heard);
         drop(server);
         std::thread::sleep(Duration::from_millis(50));
@@ -143,7 +191,11 @@ fn a_silent_agent_before_a_server_without_tls_is_refused_in_time() -> Result<()>
         .spawn()?;
     let begun = Instant::now();
     let records = daemon.settled_records(1)?;
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(records[0]["error.type"], "upgrade_timeout");
     agent.kill()?;
     agent.wait()?;
@@ -177,7 +229,13 @@ fn psql(lab: &Lab, group: &Group) -> Result<String> {
     let output = run(
         group
             .command(&lab.host, "psql")
-            .args(["-v", "VERBOSITY=verbose", "host=10.99.0.2 user=alice_the_agent sslmode=disable", "-c", "select 1"])
+            .args([
+                "-v",
+                "VERBOSITY=verbose",
+                "host=10.99.0.2 user=alice_the_agent sslmode=disable",
+                "-c",
+                "select 1",
+            ])
             .env("PGPASSWORD", PASSWORD),
         Duration::from_secs(20),
     )?;
@@ -191,31 +249,61 @@ fn hostile_answers_to_the_postgresql_upgrade() -> Result<()> {
     let limits = "[limits]\nstarttls = \"1s\"\nhandshake = \"1s\"\n";
     type Answer = Box<dyn Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync>;
     let cases: [(&str, Answer, &str); 7] = [
-        ("declines", Box::new(|stream| stream.write_all(b"N")), "upgrade_declined"),
-        ("injects before the handshake", Box::new(|stream| stream.write_all(b"SR\0\0\0\x08\0\0\0\0")), "upgrade_injected"),
-        ("talks nonsense", Box::new(|stream| stream.write_all(b"HTTP/1.1 400")), "upgrade_protocol"),
-        ("answers with an error", Box::new(|stream| stream.write_all(b"E\0\0\0\x0fMtoo many\0\0")), "upgrade_declined"),
+        (
+            "declines",
+            Box::new(|stream| stream.write_all(b"N")),
+            "upgrade_declined",
+        ),
+        (
+            "injects before the handshake",
+            Box::new(|stream| stream.write_all(b"SR\0\0\0\x08\0\0\0\0")),
+            "upgrade_injected",
+        ),
+        (
+            "talks nonsense",
+            Box::new(|stream| stream.write_all(b"HTTP/1.1 400")),
+            "upgrade_protocol",
+        ),
+        (
+            "answers with an error",
+            Box::new(|stream| stream.write_all(b"E\0\0\0\x0fMtoo many\0\0")),
+            "upgrade_declined",
+        ),
         ("stalls", Box::new(|_| Ok(())), "upgrade_timeout"),
-        ("goes ahead and stalls", Box::new(|stream| stream.write_all(b"S")), "upgrade_timeout"),
-        ("goes ahead in clear", Box::new(|stream| {
-            stream.write_all(b"S")?;
-            std::thread::sleep(Duration::from_millis(100));
-            stream.write_all(b"R\0\0\0\x08\0\0\0\0")
-        }), "tls_not_offered"),
+        (
+            "goes ahead and stalls",
+            Box::new(|stream| stream.write_all(b"S")),
+            "upgrade_timeout",
+        ),
+        (
+            "goes ahead in clear",
+            Box::new(|stream| {
+                stream.write_all(b"S")?;
+                std::thread::sleep(Duration::from_millis(100));
+                stream.write_all(b"R\0\0\0\x08\0\0\0\0")
+            }),
+            "tls_not_offered",
+        ),
     ];
     for (what, answer, cause) in cases {
         let (server, heard) = false_postgres(&lab, answer)?;
         let group = Group::new()?;
         let daemon = Daemon::start(&lab, &group, "enforce", limits)?;
         let said = psql(&lab, &group)?;
-        assert!(said.contains("mantled refused this connection"), "{what}: {said}");
+        assert!(
+            said.contains("mantled refused this connection"),
+            "{what}: {said}"
+        );
         assert!(said.contains(cause), "{what}: {said}");
         let records = daemon.settled_records(1)?;
         assert_eq!(records[0]["error.type"], cause, "{what}: {:#}", records[0]);
         assert_eq!(records[0]["mantled.verdict"], "refused");
         let heard = heard.lock().unwrap();
         assert!(!contains(&heard, b"alice_the_agent"), "{what}");
-        assert!(heard.len() == 8 || heard[8..].starts_with(&[0x16, 3]), "{what}: {heard:x?}");
+        assert!(
+            heard.len() == 8 || heard[8..].starts_with(&[0x16, 3]),
+            "{what}: {heard:x?}"
+        );
         drop(heard);
         drop(server);
         std::thread::sleep(Duration::from_millis(50));
@@ -232,7 +320,11 @@ fn observe_lets_clear_text_pass_and_says_what_enforce_would_do() -> Result<()> {
     mantled_tests::succeed(
         group
             .command(&lab.host, "psql")
-            .args(["host=10.99.0.2 user=postgres sslmode=disable", "-c", "select 1"])
+            .args([
+                "host=10.99.0.2 user=postgres sslmode=disable",
+                "-c",
+                "select 1",
+            ])
             .env("PGPASSWORD", PASSWORD),
     )?;
     let records = daemon.settled_records(1)?;
@@ -244,7 +336,11 @@ fn observe_lets_clear_text_pass_and_says_what_enforce_would_do() -> Result<()> {
         std::io::copy(&mut stream, &mut copy)?;
         stream.shutdown(std::net::Shutdown::Both)
     })?;
-    mantled_tests::succeed(group.command(&lab.host, AGENT).args(["echo", &plain.address.to_string(), "hello"]))?;
+    mantled_tests::succeed(group.command(&lab.host, AGENT).args([
+        "echo",
+        &plain.address.to_string(),
+        "hello",
+    ]))?;
     let records = daemon.settled_records(2)?;
     assert_eq!(records[1]["mantled.path"], "exposed", "{:#}", records[1]);
     assert_eq!(records[1]["mantled.enforce.error"], "tls_not_offered");
@@ -264,14 +360,20 @@ fn a_truncated_answer_is_not_passed_off_as_whole() -> Result<()> {
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let output = run(
-        group.command(&lab.host, AGENT).args(["ask", &server.address.to_string(), "words"]),
+        group
+            .command(&lab.host, AGENT)
+            .args(["ask", &server.address.to_string(), "words"]),
         Duration::from_secs(10),
     )?;
     // It gets what came, and an error where the rest should be.
     assert_eq!(String::from_utf8_lossy(&output.stdout), "half of the ans\n");
     assert!(String::from_utf8_lossy(&output.stderr).contains("reset"));
     let records = daemon.settled_records(1)?;
-    assert_eq!(records[0]["error.type"], "upstream_truncated", "{:#}", records[0]);
+    assert_eq!(
+        records[0]["error.type"], "upstream_truncated",
+        "{:#}",
+        records[0]
+    );
     assert_eq!(records[0]["mantled.bytes.received"], 15);
     Ok(())
 }

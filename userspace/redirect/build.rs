@@ -45,7 +45,9 @@ fn toolchain() -> String {
         .filter(|output| output.status.success())
         .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
         .is_some_and(|sysroot| {
-            Path::new(&sysroot).join("lib/rustlib/src/rust/library/Cargo.lock").exists()
+            Path::new(&sysroot)
+                .join("lib/rustlib/src/rust/library/Cargo.lock")
+                .exists()
         });
     if nightly_source { "nightly" } else { "ebpf" }.to_owned()
 }

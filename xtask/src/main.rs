@@ -3,6 +3,7 @@
 //! A chore is a file with a `clap::Args` struct that has a `run`; here it takes its `mod` line and
 //! its line in the table.
 
+mod demo;
 mod lint;
 mod setup;
 mod sh;
@@ -40,6 +41,7 @@ macro_rules! chores {
 
 chores! {
     setup Setup,
+    demo Demo,
     lint Lint,
     test Test,
 }

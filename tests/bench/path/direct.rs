@@ -36,7 +36,10 @@ impl Path for Plain {
 
 impl Running for Plain {
     fn call(&self, _: &Lab, _: Port) -> Call {
-        Call { address: (SITE_V4, Port::Plain.number()).into(), tls: None }
+        Call {
+            address: (SITE_V4, Port::Plain.number()).into(),
+            tls: None,
+        }
     }
 }
 
@@ -64,6 +67,9 @@ impl Path for OwnTls {
 
 impl Running for OwnTls {
     fn call(&self, lab: &Lab, port: Port) -> Call {
-        Call { address: (SITE_V4, port.number()).into(), tls: Some(own_tls(lab, port)) }
+        Call {
+            address: (SITE_V4, port.number()).into(),
+            tls: Some(own_tls(lab, port)),
+        }
     }
 }

@@ -34,7 +34,11 @@ impl Path for Mantled {
     }
 
     fn version(&self) -> Result<String> {
-        version(&mantled_tests::mantled()?.to_string_lossy(), "--version", "mantled")
+        version(
+            &mantled_tests::mantled()?.to_string_lossy(),
+            "--version",
+            "mantled",
+        )
     }
 
     fn start(&self, lab: &Lab) -> Result<Box<dyn Running>> {
@@ -58,7 +62,10 @@ impl Path for Mantled {
 
 impl Running for Enrolled {
     fn call(&self, _: &Lab, port: Port) -> Call {
-        Call { address: (SITE_V4, Self::asked(port)).into(), tls: None }
+        Call {
+            address: (SITE_V4, Self::asked(port)).into(),
+            tls: None,
+        }
     }
 
     fn client(&self, lab: &Lab) -> Result<Command> {

@@ -17,7 +17,8 @@ impl Path for Stunnel {
     }
 
     fn version(&self) -> Result<String> {
-        let [proxy, library] = ["stunnel ", "Running "].map(|mark| version("stunnel", "-version", mark));
+        let [proxy, library] =
+            ["stunnel ", "Running "].map(|mark| version("stunnel", "-version", mark));
         Ok(format!("{}; {}", proxy?, library?))
     }
 
@@ -31,7 +32,10 @@ impl Path for Stunnel {
             )
         });
         let configuration = lab.path("stunnel.conf");
-        fs::write(&configuration, format!("foreground = yes\npid =\nsyslog = no\ndebug = 3\n{services}"))?;
+        fs::write(
+            &configuration,
+            format!("foreground = yes\npid =\nsyslog = no\ndebug = 3\n{services}"),
+        )?;
         let service = Service::start(
             &lab.host,
             "stunnel",

@@ -16,8 +16,8 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect,
-        getsockopt, sendto, setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt,
+        sendto, setsockopt, socket, sockopt,
     },
 };
 
@@ -67,7 +67,9 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
                 sender.shutdown(Shutdown::Write)
             });
             io::copy(&mut &stream, &mut io::stdout().lock())?;
-            sending.join().map_err(|_| io::Error::other("the sender panicked"))?
+            sending
+                .join()
+                .map_err(|_| io::Error::other("the sender panicked"))?
         }
         "mapped" => exchange(open(map(address), |_| Ok(()))?.into(), argument.as_bytes()),
         "bound" => {
@@ -209,17 +211,32 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
         }
         "udplite" => {
             const IPPROTO_UDPLITE: i32 = 136;
-            send_on(socket2::Type::DGRAM, IPPROTO_UDPLITE, address, argument.as_bytes())
+            send_on(
+                socket2::Type::DGRAM,
+                IPPROTO_UDPLITE,
+                address,
+                argument.as_bytes(),
+            )
         }
         "raw" => {
             const EXPERIMENTAL: i32 = 253; // RFC 3692
-            send_on(socket2::Type::RAW, EXPERIMENTAL, address, argument.as_bytes())
+            send_on(
+                socket2::Type::RAW,
+                EXPERIMENTAL,
+                address,
+                argument.as_bytes(),
+            )
         }
         "ping" => {
             // Echo request, checksum left to the kernel on such sockets.
             let mut message = vec![8, 0, 0, 0, 0, 0, 0, 1];
             message.extend_from_slice(argument.as_bytes());
-            send_on(socket2::Type::RAW, nix::libc::IPPROTO_ICMP, address, &message)
+            send_on(
+                socket2::Type::RAW,
+                nix::libc::IPPROTO_ICMP,
+                address,
+                &message,
+            )
         }
         // Listens on the address, answers one connection with its own words.
         "serve" => {
@@ -247,12 +264,25 @@ fn finish(mut stream: TcpStream, expected: usize) -> io::Result<()> {
     let mut echo = Vec::new();
     stream.read_to_end(&mut echo)?;
     println!("{}", String::from_utf8_lossy(&echo));
-    if echo.len() == expected { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if echo.len() == expected {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 fn stream_socket(address: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    Ok(socket(
+        family,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
 }
 
 fn open(
@@ -266,14 +296,21 @@ fn open(
 }
 
 fn nonblocking(address: SocketAddr) -> io::Result<TcpStream> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS) => {}
         Err(error) => return Err(error.into()),
     }
     poll(
-        &mut [PollFd::new(std::os::fd::AsFd::as_fd(&socket), PollFlags::POLLOUT)],
+        &mut [PollFd::new(
+            std::os::fd::AsFd::as_fd(&socket),
+            PollFlags::POLLOUT,
+        )],
         PollTimeout::from(10_000_u16),
     )?;
     match getsockopt(&socket, sockopt::SocketError)? {
@@ -302,7 +339,12 @@ fn datagram(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Sends by a socket of any protocol number, of which nix's list has few.
-fn send_on(kind: socket2::Type, protocol: i32, address: SocketAddr, words: &[u8]) -> io::Result<()> {
+fn send_on(
+    kind: socket2::Type,
+    protocol: i32,
+    address: SocketAddr,
+    words: &[u8],
+) -> io::Result<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, kind, Some(protocol.into()))?;
     socket.send_to(words, &address.into())?;
     println!("sent");

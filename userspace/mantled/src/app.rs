@@ -14,10 +14,7 @@ use std::{
 use ipnet::IpNet;
 use mantled_record::{SessionRecord, Sink};
 use mantled_redirect::{
-    Counters, Interceptor, Listeners, Pins, abi,
-    cgroup::Cgroup,
-    events::Events,
-    existing,
+    Counters, Interceptor, Listeners, Pins, abi, cgroup::Cgroup, events::Events, existing,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -86,7 +83,9 @@ pub struct App {
 
 impl std::fmt::Debug for App {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("App").field("interceptor", &self.interceptor).finish_non_exhaustive()
+        f.debug_struct("App")
+            .field("interceptor", &self.interceptor)
+            .finish_non_exhaustive()
     }
 }
 
@@ -128,7 +127,11 @@ impl App {
                 cgroup.check_enrollable()?;
                 Ok((
                     cgroup,
-                    group(enrollment.mode(), enrollment.on_daemon_down(), enrollment.inbound()),
+                    group(
+                        enrollment.mode(),
+                        enrollment.on_daemon_down(),
+                        enrollment.inbound(),
+                    ),
                 ))
             })
             .collect::<Result<Vec<_>, mantled_redirect::Error>>()?;
@@ -150,29 +153,55 @@ impl App {
             OnFailure::Refuse => mantled_record::OnFailure::Refuse,
             OnFailure::Continue => mantled_record::OnFailure::Continue,
         };
-        let failed = |what: &str, error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            StartError::Failed(format!("{what}: {error}"))
+        };
         let (sink, writer) = Sink::start(output, on_failure, settle)
             .map_err(|error| failed("starting the record writer", &error))?;
         let ledger = Ledger::new(sink, owed, options.copies);
 
         // What an earlier daemon left: its connections are gone, and their records are owed.
-        flows.forget_waiting(true).map_err(|error| failed("the kernel's list of flows", &error))?;
-        for peer in flows.unsettled().map_err(|error| failed("the kernel's list of flows", &error))? {
+        flows
+            .forget_waiting(true)
+            .map_err(|error| failed("the kernel's list of flows", &error))?;
+        for peer in flows
+            .unsettled()
+            .map_err(|error| failed("the kernel's list of flows", &error))?
+        {
             ledger.write_lost(&peer, "the daemon that served this session was killed");
         }
         interceptor.set_bypass(&bypass_entries(config.bypasses()))?;
-        let resolvers = config.dns().resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        let resolvers = config
+            .dns()
+            .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         interceptor.set_resolvers(&resolvers)?;
         interceptor.serve(&listeners, options.debug)?;
         interceptor.attach()?;
 
-        let netns = listeners.netns().map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
-        let context = Arc::new(Context { config, connectors, flows, netns, ledger });
-        let mut app = Self { interceptor, context, listeners, resolvers, writer };
+        let netns = listeners
+            .netns()
+            .map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
+        let context = Arc::new(Context {
+            config,
+            connectors,
+            flows,
+            netns,
+            ledger,
+        });
+        let mut app = Self {
+            interceptor,
+            context,
+            listeners,
+            resolvers,
+            writer,
+        };
         let wanted: Vec<u64> = groups.iter().map(|(cgroup, _)| cgroup.id()).collect();
         for id in app.interceptor.enrolled()? {
             if !wanted.contains(&id) {
-                tracing::info!(cgroup = id, "withdrawn: the configuration does not enrol it any more");
+                tracing::info!(
+                    cgroup = id,
+                    "withdrawn: the configuration does not enrol it any more"
+                );
                 app.interceptor.withdraw(id)?;
             }
         }
@@ -199,12 +228,19 @@ impl App {
         match existing::inspect(cgroup, ends) {
             Ok(found) => {
                 if found.ended > 0 {
-                    tracing::info!(connections = found.ended, "ended connections from before enrolment");
+                    tracing::info!(
+                        connections = found.ended,
+                        "ended connections from before enrolment"
+                    );
                 }
                 for left in found.left {
-                    tracing::warn!(connection = left, "could not end a connection from before enrolment; its packets are dropped");
+                    tracing::warn!(
+                        connection = left,
+                        "could not end a connection from before enrolment; its packets are dropped"
+                    );
                 }
-                if enforce && settings.inbound == abi::INBOUND_REFUSE && !found.listening.is_empty() {
+                if enforce && settings.inbound == abi::INBOUND_REFUSE && !found.listening.is_empty()
+                {
                     tracing::warn!(
                         cgroup = %cgroup.path().display(),
                         ports = ?found.listening,
@@ -224,7 +260,8 @@ impl App {
             || address.is_unspecified()
             || (port == 53 && self.resolvers.contains(&address))
             || self.context.config.bypasses().iter().any(|bypass| {
-                bypass.cidr().contains(&address) && bypass.port().is_none_or(|listed| listed == port)
+                bypass.cidr().contains(&address)
+                    && bypass.port().is_none_or(|listed| listed == port)
             })
     }
 
@@ -233,7 +270,13 @@ impl App {
     /// # Errors
     /// As the event loop's registration of sockets.
     pub async fn run(self, stop: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { mut interceptor, context, listeners, writer, .. } = self;
+        let Self {
+            mut interceptor,
+            context,
+            listeners,
+            writer,
+            ..
+        } = self;
         let events = interceptor.events().map_err(io::Error::other)?;
         let counters = interceptor.counters();
         let background = [
@@ -287,7 +330,11 @@ fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
     prefixes
         .into_iter()
         .map(|prefix| {
-            let around = || bypasses.iter().filter(|bypass| bypass.cidr().contains(&prefix));
+            let around = || {
+                bypasses
+                    .iter()
+                    .filter(|bypass| bypass.cidr().contains(&prefix))
+            };
             let mut ports: Vec<u16> = around().filter_map(Bypass::port).collect();
             ports.sort_unstable();
             ports.dedup();
@@ -304,7 +351,9 @@ fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
 /// # Errors
 /// The directory cannot be made or the file not be opened.
 pub fn record_output(config: &Config) -> Result<Box<dyn Write + Send>, StartError> {
-    let Some(file) = config.record().file() else { return Ok(Box::new(io::stdout())) };
+    let Some(file) = config.record().file() else {
+        return Ok(Box::new(io::stdout()));
+    };
     open_log(&file)
 }
 
@@ -323,7 +372,12 @@ pub fn open_log(file: &Path) -> Result<Box<dyn Write + Send>, StartError> {
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory).map_err(failed)?;
     }
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(file).map_err(failed)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(file)
+        .map_err(failed)?;
     Ok(Box::new(file))
 }
 
@@ -341,7 +395,10 @@ async fn log_events(mut events: Events) {
         };
         if second.elapsed() >= Duration::from_secs(1) {
             if suppressed > 0 {
-                tracing::warn!(suppressed, "more of the kernel's refusals in the last second");
+                tracing::warn!(
+                    suppressed,
+                    "more of the kernel's refusals in the last second"
+                );
             }
             (second, logged, suppressed) = (Instant::now(), 0, 0);
         }
@@ -370,12 +427,17 @@ async fn sweep(context: Arc<Context>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let result = context.flows.forget_waiting(false).and_then(|()| context.flows.unsettled());
+        let result = context
+            .flows
+            .forget_waiting(false)
+            .and_then(|()| context.flows.unsettled());
         match result {
             Ok(unsettled) => {
                 for peer in unsettled {
                     if peer.is_stale() && !context.ledger.owes(peer.flow.cookie) {
-                        context.ledger.write_lost(&peer, "the connection never reached the proxy");
+                        context
+                            .ledger
+                            .write_lost(&peer, "the connection never reached the proxy");
                     }
                 }
             }
@@ -391,7 +453,11 @@ fn log_totals(counters: &Counters, ledger: &Ledger) {
         .filter(|(_, count)| *count > 0)
         .map(|(name, count)| format!("{name}={count}"))
         .collect();
-    tracing::info!(sessions = ledger.opened(), kernel = seen.join(" "), "stopped");
+    tracing::info!(
+        sessions = ledger.opened(),
+        kernel = seen.join(" "),
+        "stopped"
+    );
 }
 
 #[cfg(test)]

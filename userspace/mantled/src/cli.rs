@@ -59,12 +59,18 @@ const ENVIRONMENT: u8 = 4;
 
 impl Exit {
     fn failed(message: impl std::fmt::Display) -> Self {
-        Self { code: FAILED, message: Some(message.to_string()) }
+        Self {
+            code: FAILED,
+            message: Some(message.to_string()),
+        }
     }
 
     /// The message is already where it belongs.
     fn code(code: u8) -> Self {
-        Self { code, message: None }
+        Self {
+            code,
+            message: None,
+        }
     }
 }
 
@@ -75,7 +81,10 @@ impl From<StartError> for Exit {
             StartError::Environment(_) => ENVIRONMENT,
             StartError::Failed(_) => FAILED,
         };
-        Self { code, message: Some(error.to_string()) }
+        Self {
+            code,
+            message: Some(error.to_string()),
+        }
     }
 }
 
@@ -127,11 +136,10 @@ fn start_logging(verbose: u8) {
 
 /// Loads a configuration; its errors are the message.
 fn load(path: &std::path::Path) -> Result<crate::config::Config, Exit> {
-    crate::config::Config::load(path)
-        .map_err(|errors| {
-            eprintln!("{errors}");
-            Exit::code(INVALID)
-        })
+    crate::config::Config::load(path).map_err(|errors| {
+        eprintln!("{errors}");
+        Exit::code(INVALID)
+    })
 }
 
 /// The event loop.

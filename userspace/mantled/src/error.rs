@@ -109,6 +109,9 @@ pub struct Failure {
 impl Failure {
     /// A failure.
     pub fn new(cause: Cause, text: impl Into<String>) -> Self {
-        Self { cause, text: text.into() }
+        Self {
+            cause,
+            text: text.into(),
+        }
     }
 }

@@ -53,15 +53,27 @@ mod tests {
     fn units_and_containers_are_read_from_paths() {
         let id = "0123456789abcdef".repeat(4);
         for (path, expected_unit, expected_container) in [
-            ("/system.slice/shipper.service", Some("shipper.service"), None),
+            (
+                "/system.slice/shipper.service",
+                Some("shipper.service"),
+                None,
+            ),
             (
                 "/user.slice/user-1000.slice/user@1000.service/app.slice/run-7.scope",
                 Some("user@1000.service"),
                 None,
             ),
-            (&format!("/system.slice/docker-{id}.scope"), Some(&*format!("docker-{id}.scope")), Some(&*id)),
+            (
+                &format!("/system.slice/docker-{id}.scope"),
+                Some(&*format!("docker-{id}.scope")),
+                Some(&*id),
+            ),
             (&format!("/kubepods/besteffort/pod1/{id}"), None, Some(&*id)),
-            (&format!("/kubepods.slice/cri-containerd-{id}.scope"), Some(&*format!("cri-containerd-{id}.scope")), Some(&*id)),
+            (
+                &format!("/kubepods.slice/cri-containerd-{id}.scope"),
+                Some(&*format!("cri-containerd-{id}.scope")),
+                Some(&*id),
+            ),
             ("/", None, None),
         ] {
             assert_eq!(unit(path).as_deref(), expected_unit, "{path}");

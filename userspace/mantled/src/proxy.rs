@@ -1,4 +1,13 @@
 //! The proxy: accepts what the kernel redirects and serves each connection in its own task.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
 
 pub mod agent;
 pub mod detect;
@@ -102,9 +111,15 @@ async fn accept(
     }
     drop(listener);
     let drain = context.config.limits().drain;
-    let drained = timeout(drain, async { while sessions.join_next().await.is_some() {} }).await;
+    let drained = timeout(drain, async {
+        while sessions.join_next().await.is_some() {}
+    })
+    .await;
     if drained.is_err() {
-        tracing::warn!(sessions = sessions.len(), "cutting the sessions that have not ended");
+        tracing::warn!(
+            sessions = sessions.len(),
+            "cutting the sessions that have not ended"
+        );
         sessions.shutdown().await;
     }
 }

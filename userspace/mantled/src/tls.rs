@@ -80,12 +80,18 @@ impl Connectors {
             .iter()
             .map(|route| route.trust().map(Connector::new).transpose())
             .collect::<Result<_, _>>()?;
-        Ok(Self { default: Connector::new(config.trust())?, routes })
+        Ok(Self {
+            default: Connector::new(config.trust())?,
+            routes,
+        })
     }
 
     /// The connector of a route, by its index in the configuration.
     pub fn of_route(&self, route: Option<usize>) -> &Connector {
-        route.and_then(|index| self.routes.get(index)).and_then(Option::as_ref).unwrap_or(&self.default)
+        route
+            .and_then(|index| self.routes.get(index))
+            .and_then(Option::as_ref)
+            .unwrap_or(&self.default)
     }
 }
 
@@ -98,16 +104,21 @@ impl Connector {
             roots.add_parsable_certificates(found.certs);
         }
         for certificate in trust.roots.extra() {
-            roots.add(certificate.clone()).map_err(|error| format!("a root certificate: {error}"))?;
+            roots
+                .add(certificate.clone())
+                .map_err(|error| format!("a root certificate: {error}"))?;
         }
         if roots.is_empty() {
-            return Err("no root certificates are installed, so no server can be verified; \
+            return Err(
+                "no root certificates are installed, so no server can be verified; \
                         install them (apt-get install ca-certificates) or set [tls] roots"
-                .to_owned());
+                    .to_owned(),
+            );
         }
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
-            .build()
-            .map_err(|error| format!("root certificates: {error}"))?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
+                .build()
+                .map_err(|error| format!("root certificates: {error}"))?;
         let versions: &[&SupportedProtocolVersion] = match trust.min_version {
             MinVersion::Tls12 => &[&TLS13, &TLS12],
             MinVersion::Tls13 => &[&TLS13],
@@ -165,10 +176,16 @@ impl Connector {
 /// Sorts the error of a handshake.
 fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
     let shown = show_name(name);
-    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) else {
+    let Some(tls) = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<TlsError>())
+    else {
         return Failure::new(
             Cause::TlsNotOffered,
-            format!("the server closed the connection instead of speaking TLS ({})", error.kind()),
+            format!(
+                "the server closed the connection instead of speaking TLS ({})",
+                error.kind()
+            ),
         );
     };
     match tls {
@@ -189,15 +206,19 @@ fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
                 }
                 _ => Cause::CertificateInvalid,
             };
-            Failure::new(cause, format!("the server's certificate does not prove {shown}: {error}"))
+            Failure::new(
+                cause,
+                format!("the server's certificate does not prove {shown}: {error}"),
+            )
         }
         // An alert would be TLS; these are somebody's other words, or the ClientHello echoed.
         TlsError::InvalidMessage(_)
         | TlsError::PeerMisbehaved(_)
         | TlsError::InappropriateMessage { .. }
-        | TlsError::InappropriateHandshakeMessage { .. } => {
-            Failure::new(Cause::TlsNotOffered, format!("the server does not speak TLS: {tls}"))
-        }
+        | TlsError::InappropriateHandshakeMessage { .. } => Failure::new(
+            Cause::TlsNotOffered,
+            format!("the server does not speak TLS: {tls}"),
+        ),
         other => Failure::new(Cause::TlsFailed, format!("no TLS with {shown}: {other}")),
     }
 }
@@ -223,10 +244,17 @@ pub fn facts(stream: &TlsStream<TcpStream>, name: &ServerName<'_>) -> TlsFacts {
         group: session
             .negotiated_key_exchange_group()
             .map(|group| format!("{:?}", group.name())),
-        alpn: session.alpn_protocol().map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
-        resumed: session.handshake_kind().map(|kind| kind == HandshakeKind::Resumed),
+        alpn: session
+            .alpn_protocol()
+            .map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
+        resumed: session
+            .handshake_kind()
+            .map(|kind| kind == HandshakeKind::Resumed),
         verified_name: Some(show_name(name)),
-        certificate: session.peer_certificates().and_then(<[_]>::first).and_then(certificate),
+        certificate: session
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .and_then(certificate),
         ..TlsFacts::default()
     }
 }
@@ -241,6 +269,10 @@ fn certificate(der: &CertificateDer<'_>) -> Option<Certificate> {
         not_after: crate::time::rfc3339(
             std::time::UNIX_EPOCH + std::time::Duration::from_secs(not_after),
         ),
-        sha256: digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: digest
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
     })
 }

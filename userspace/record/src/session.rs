@@ -38,7 +38,10 @@ pub struct Process {
     #[serde(rename = "process.executable.name")]
     pub name: String,
     /// The executable, read when the connection was accepted: evidence, not proof.
-    #[serde(rename = "process.executable.path", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "process.executable.path",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub executable: Option<String>,
     /// User id.
     #[serde(rename = "process.user.id")]
@@ -47,10 +50,16 @@ pub struct Process {
     #[serde(rename = "mantled.process.group.id")]
     pub gid: u32,
     /// Control group, below the hierarchy's root.
-    #[serde(rename = "process.linux.cgroup", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "process.linux.cgroup",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub cgroup: Option<String>,
     /// systemd unit.
-    #[serde(rename = "mantled.systemd.unit", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "mantled.systemd.unit",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub unit: Option<String>,
     /// Container id.
     #[serde(rename = "container.id", skip_serializing_if = "Option::is_none")]
@@ -78,7 +87,10 @@ pub struct Certificate {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TlsFacts {
     /// Protocol version, "1.3".
-    #[serde(rename = "tls.protocol.version", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "tls.protocol.version",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub version: Option<String>,
     /// Cipher suite, IANA's name.
     #[serde(rename = "tls.cipher", skip_serializing_if = "Option::is_none")]
@@ -93,19 +105,31 @@ pub struct TlsFacts {
     #[serde(rename = "tls.resumed", skip_serializing_if = "Option::is_none")]
     pub resumed: Option<bool>,
     /// The name that the certificate had to prove.
-    #[serde(rename = "mantled.tls.verified_name", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "mantled.tls.verified_name",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub verified_name: Option<String>,
     /// The server's certificate, where the proxy saw it.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
     /// Server name that an agent with TLS of its own asked for (SNI).
-    #[serde(rename = "tls.client.server_name", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "tls.client.server_name",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub client_server_name: Option<String>,
     /// Versions that it offered.
-    #[serde(rename = "mantled.tls.client.versions", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        rename = "mantled.tls.client.versions",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub client_versions: Vec<String>,
     /// Application protocols that it offered.
-    #[serde(rename = "tls.client.supported_protocols", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        rename = "tls.client.supported_protocols",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub client_alpn: Vec<String>,
 }
 
@@ -133,7 +157,10 @@ pub struct SessionRecord {
     #[serde(rename = "mantled.reason", skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// In observe mode: the cause for which enforce mode would have refused.
-    #[serde(rename = "mantled.enforce.error", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "mantled.enforce.error",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub would_refuse: Option<&'static str>,
     /// Mode of the group at connect().
     #[serde(rename = "mantled.mode", skip_serializing_if = "Option::is_none")]
@@ -145,7 +172,10 @@ pub struct SessionRecord {
     #[serde(rename = "network.type", skip_serializing_if = "Option::is_none")]
     pub network: Option<&'static str>,
     /// The protocol that was recognised.
-    #[serde(rename = "network.protocol.name", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "network.protocol.name",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub protocol: Option<&'static str>,
     /// Where the agent wanted to go.
     #[serde(rename = "server.address", skip_serializing_if = "Option::is_none")]
@@ -237,13 +267,23 @@ mod tests {
     fn a_record_is_one_line_of_flat_attributes() {
         let mut record = SessionRecord::new("id".into(), "2026-01-01T00:00:00Z".into());
         record.reason = Some("two\nlines".into());
-        record.process = Some(Process { pid: 7, name: "psql".into(), ..Process::default() });
+        record.process = Some(Process {
+            pid: 7,
+            name: "psql".into(),
+            ..Process::default()
+        });
         let line = record.to_line();
         assert_eq!(line.matches('\n').count(), 1);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["process.pid"], 7);
         assert_eq!(value["mantled.verdict"], "allowed");
-        assert!(value.as_object().unwrap().values().all(|value| !value.is_object()));
+        assert!(
+            value
+                .as_object()
+                .unwrap()
+                .values()
+                .all(|value| !value.is_object())
+        );
         assert!(value.get("tls.cipher").is_none());
     }
 }

@@ -70,7 +70,9 @@ pub struct Sink {
 
 impl std::fmt::Debug for Sink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sink").field("health", &self.health()).finish_non_exhaustive()
+        f.debug_struct("Sink")
+            .field("health", &self.health())
+            .finish_non_exhaustive()
     }
 }
 
@@ -105,7 +107,14 @@ impl Sink {
         let thread = thread::Builder::new()
             .name("mantled-records".to_owned())
             .spawn(move || writer.run(&incoming))?;
-        Ok((Self { entries, shared, on_failure }, thread))
+        Ok((
+            Self {
+                entries,
+                shared,
+                on_failure,
+            },
+            thread,
+        ))
     }
 
     /// Hands a line over; it never blocks. `receipt` is given to `settle` when it is written.
@@ -116,7 +125,11 @@ impl Sink {
 
     /// Can records be written?
     pub fn health(&self) -> Health {
-        if self.shared.failing.load(Ordering::Relaxed) { Health::Failing } else { Health::Working }
+        if self.shared.failing.load(Ordering::Relaxed) {
+            Health::Failing
+        } else {
+            Health::Working
+        }
     }
 
     /// Must new sessions be refused now?
@@ -148,7 +161,9 @@ impl<W: Write, S: Fn(u64)> Writer<W, S> {
     fn run(mut self, incoming: &mpsc::Receiver<Entry>) {
         loop {
             let next = if self.waiting.is_empty() {
-                incoming.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+                incoming
+                    .recv()
+                    .map_err(|_| mpsc::RecvTimeoutError::Disconnected)
             } else {
                 incoming.recv_timeout(RETRY)
             };
@@ -172,7 +187,9 @@ impl<W: Write, S: Fn(u64)> Writer<W, S> {
     }
 
     fn accept(&mut self, entry: Entry) {
-        if self.on_failure == OnFailure::Continue && self.waiting.len() + entry.line.len() > MAX_WAITING {
+        if self.on_failure == OnFailure::Continue
+            && self.waiting.len() + entry.line.len() > MAX_WAITING
+        {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             if let Some(receipt) = entry.receipt {
                 (self.settle)(receipt);
@@ -256,13 +273,18 @@ mod tests {
         let disk = Disk(Arc::new(Mutex::new((Vec::new(), 10))));
         let settled = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&settled);
-        let (sink, thread) =
-            Sink::start(disk.clone(), OnFailure::Refuse, move |receipt| seen.lock().unwrap().push(receipt))
-                .unwrap();
+        let (sink, thread) = Sink::start(disk.clone(), OnFailure::Refuse, move |receipt| {
+            seen.lock().unwrap().push(receipt)
+        })
+        .unwrap();
         sink.submit("first\n".into(), Some(1));
         sink.submit("second\n".into(), Some(2));
         wait_until("failure is seen", || sink.refuses());
-        assert_eq!(*settled.lock().unwrap(), [1], "the second line is not whole");
+        assert_eq!(
+            *settled.lock().unwrap(),
+            [1],
+            "the second line is not whole"
+        );
         disk.0.lock().unwrap().1 = 1000;
         wait_until("recovery is seen", || !sink.refuses());
         sink.submit("third\n".into(), Some(3));

@@ -21,8 +21,17 @@ pub fn ensure() -> Result<(), Error> {
     if is_mounted() {
         return Ok(());
     }
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|source| Error::NoBpffs { path: path.to_owned(), source })?;
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .map_err(|source| Error::NoBpffs {
+        path: path.to_owned(),
+        source,
+    })?;
     tracing::info!(path = MOUNT_POINT, "mounted the bpf file system");
     Ok(())
 }

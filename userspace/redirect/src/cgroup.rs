@@ -64,7 +64,9 @@ impl Cgroup {
         } else {
             root.join(named.strip_prefix("/").unwrap_or(named))
         };
-        let missing = || Error::NoSuchCgroup { path: named.display().to_string() };
+        let missing = || Error::NoSuchCgroup {
+            path: named.display().to_string(),
+        };
         // A path with `..` could name something outside the hierarchy.
         let path = path.canonicalize().map_err(|_| missing())?;
         if !path.starts_with(&root) || !path.join("cgroup.procs").exists() {
@@ -76,7 +78,11 @@ impl Cgroup {
             .metadata()
             .map_err(|source| Error::io(format!("reading {}", path.display()), source))?
             .ino();
-        Ok(Self { path, directory: directory.into(), id })
+        Ok(Self {
+            path,
+            directory: directory.into(),
+            id,
+        })
     }
 
     /// The root of the hierarchy.
@@ -105,9 +111,13 @@ impl Cgroup {
                 return None;
             }
             // Units lie in slices, and users' units below their manager's.
-            children.iter().find_map(|child| find(&child.path(), unit, depth - 1))
+            children
+                .iter()
+                .find_map(|child| find(&child.path(), unit, depth - 1))
         }
-        let missing = || Error::NoSuchUnit { unit: unit.to_owned() };
+        let missing = || Error::NoSuchUnit {
+            unit: unit.to_owned(),
+        };
         if unit.is_empty() || unit.contains('/') {
             return Err(missing());
         }
@@ -145,7 +155,12 @@ impl Cgroup {
     /// [`Error::CannotEnroll`] with the reason.
     pub fn check_enrollable(&self) -> Result<(), Error> {
         let root = mount_point()?;
-        let refuse = |reason: String| Err(Error::CannotEnroll { path: self.path.clone(), reason });
+        let refuse = |reason: String| {
+            Err(Error::CannotEnroll {
+                path: self.path.clone(),
+                reason,
+            })
+        };
         let below = self.path.strip_prefix(&root).unwrap_or(&self.path);
         let depth = below.components().count() as u32;
         if depth == 0 {
@@ -159,7 +174,10 @@ impl Cgroup {
         }
         let own = of_process(std::process::id())
             .map_err(|source| Error::io("reading /proc/self/cgroup", source))?;
-        if root.join(own.trim_start_matches('/')).starts_with(&self.path) {
+        if root
+            .join(own.trim_start_matches('/'))
+            .starts_with(&self.path)
+        {
             return refuse(
                 "mantled itself runs in it, and its connections would come back to it; \
                  run mantled as a unit of its own"
@@ -175,7 +193,11 @@ impl Cgroup {
             if let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) {
                 found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
             }
-            for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
+            for entry in fs::read_dir(directory)
+                .into_iter()
+                .flatten()
+                .filter_map(Result::ok)
+            {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     collect(&entry.path(), found);
                 }

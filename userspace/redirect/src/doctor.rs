@@ -20,14 +20,20 @@ pub struct Finding {
 pub fn examine() -> Vec<Finding> {
     let mut findings = vec![
         finding("kernel", kernel()),
-        finding("cgroup v2", crate::cgroup::mount_point().map(|path| path.display().to_string())),
+        finding(
+            "cgroup v2",
+            crate::cgroup::mount_point().map(|path| path.display().to_string()),
+        ),
         finding("network namespaces", netns()),
         Finding {
             check: "bpf file system".to_owned(),
             detail: if bpffs::is_mounted() {
                 bpffs::MOUNT_POINT.to_owned()
             } else {
-                format!("not mounted; `mantled run` mounts it at {}, `mantled exec` needs none", bpffs::MOUNT_POINT)
+                format!(
+                    "not mounted; `mantled run` mounts it at {}, `mantled exec` needs none",
+                    bpffs::MOUNT_POINT
+                )
             },
             problem: None,
         },
@@ -35,7 +41,10 @@ pub fn examine() -> Vec<Finding> {
     ];
     match Interceptor::load(None) {
         Ok(interceptor) => {
-            findings.push(finding("load programs", Ok::<_, Error>("all of them".to_owned())));
+            findings.push(finding(
+                "load programs",
+                Ok::<_, Error>("all of them".to_owned()),
+            ));
             findings.extend(attach_each(&interceptor));
         }
         Err(error) => findings.push(finding("load programs", Err(error))),
@@ -45,7 +54,11 @@ pub fn examine() -> Vec<Finding> {
 
 fn finding(check: &str, result: Result<String, impl std::fmt::Display>) -> Finding {
     match result {
-        Ok(detail) => Finding { check: check.to_owned(), detail, problem: None },
+        Ok(detail) => Finding {
+            check: check.to_owned(),
+            detail,
+            problem: None,
+        },
         Err(error) => Finding {
             check: check.to_owned(),
             detail: String::new(),
@@ -91,7 +104,10 @@ fn attach_each(interceptor: &Interceptor) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Interceptor::hooks()
         .map(|hook| {
             let result = interceptor.try_attach(hook, &cgroup);
-            finding(&format!("attach {}", hook.name), result.map(|()| format!("Linux {}", hook.since)))
+            finding(
+                &format!("attach {}", hook.name),
+                result.map(|()| format!("Linux {}", hook.since)),
+            )
         })
         .collect();
     let removed = cgroup.destroy(Duration::from_secs(1));

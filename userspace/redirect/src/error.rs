@@ -37,13 +37,17 @@ pub enum Error {
         source: nix::Error,
     },
     /// The cgroup that was named is not there.
-    #[error("cgroup {path} does not exist; `systemctl show -p ControlGroup UNIT` tells a unit's, `cat /proc/PID/cgroup` a process's")]
+    #[error(
+        "cgroup {path} does not exist; `systemctl show -p ControlGroup UNIT` tells a unit's, `cat /proc/PID/cgroup` a process's"
+    )]
     NoSuchCgroup {
         /// As it was named.
         path: String,
     },
     /// A unit without a cgroup.
-    #[error("unit {unit} has no cgroup; start it first (`systemctl start {unit}`), or name a cgroup")]
+    #[error(
+        "unit {unit} has no cgroup; start it first (`systemctl start {unit}`), or name a cgroup"
+    )]
     NoSuchUnit {
         /// As it was named.
         unit: String,

@@ -82,7 +82,10 @@ impl Events {
     pub async fn next(&mut self) -> io::Result<Event> {
         loop {
             let mut guard = self.0.readable_mut().await?;
-            let event = guard.get_inner_mut().next().and_then(|item| from_bytes::<abi::Event>(&item));
+            let event = guard
+                .get_inner_mut()
+                .next()
+                .and_then(|item| from_bytes::<abi::Event>(&item));
             match event.map(Event::try_from) {
                 Some(Ok(event)) => return Ok(event),
                 Some(Err(())) => {}
@@ -119,6 +122,9 @@ impl TryFrom<abi::Event> for Event {
 
 /// A task's name as text.
 pub fn text(comm: &[u8; 16]) -> String {
-    let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    let end = comm
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(comm.len());
     String::from_utf8_lossy(&comm[..end]).into_owned()
 }

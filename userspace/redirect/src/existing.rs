@@ -91,8 +91,14 @@ pub fn inspect(cgroup: &Cgroup, ends: impl Fn(IpAddr, u16) -> bool) -> io::Resul
 fn socket_inodes(cgroup: &Cgroup) -> HashSet<u32> {
     let mut inodes = HashSet::new();
     for pid in cgroup.processes() {
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Ok(target) = fs::read_link(entry.path()) else {
+                continue;
+            };
             let inode = target
                 .to_str()
                 .and_then(|text| text.strip_prefix("socket:["))
@@ -165,12 +171,20 @@ fn request(kind: u16, flags: u16, family: u8, protocol: u8, id: &[u8; ID]) -> Ve
 }
 
 fn send(netlink: &OwnedFd, message: &[u8]) -> io::Result<()> {
-    sendto(netlink.as_raw_fd(), message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    sendto(
+        netlink.as_raw_fd(),
+        message,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )?;
     Ok(())
 }
 
 fn list(netlink: &OwnedFd, family: u8, protocol: u8) -> io::Result<Vec<Found>> {
-    send(netlink, &request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, protocol, &[0; ID]))?;
+    send(
+        netlink,
+        &request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, protocol, &[0; ID]),
+    )?;
     let mut found = Vec::new();
     answers(netlink, |kind, body| match kind {
         NLMSG_DONE => Ok(true),
@@ -184,7 +198,10 @@ fn list(netlink: &OwnedFd, family: u8, protocol: u8) -> io::Result<Vec<Found>> {
 }
 
 fn destroy(netlink: &OwnedFd, family: u8, protocol: u8, id: &[u8; ID]) -> io::Result<()> {
-    send(netlink, &request(SOCK_DESTROY, NLM_F_ACK, family, protocol, id))?;
+    send(
+        netlink,
+        &request(SOCK_DESTROY, NLM_F_ACK, family, protocol, id),
+    )?;
     answers(netlink, |kind, body| match kind {
         NLMSG_ERROR => errno(body).map(|()| true),
         _ => Ok(true),
@@ -204,7 +221,9 @@ fn answers(
         while let Some(header) = rest.get(..HEADER) {
             let size = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
             let kind = u16::from_ne_bytes([header[4], header[5]]);
-            let Some(body) = rest.get(HEADER..size) else { break };
+            let Some(body) = rest.get(HEADER..size) else {
+                break;
+            };
             if handle(kind, body)? {
                 return Ok(());
             }
@@ -215,7 +234,11 @@ fn answers(
 
 /// struct nlmsgerr: a negative errno first; 0 acknowledges.
 fn errno(body: &[u8]) -> io::Result<()> {
-    match body.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) {
+    match body
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_ne_bytes)
+    {
         Some(0) => Ok(()),
         Some(negative) => Err(io::Error::from_raw_os_error(-negative)),
         None => Err(io::ErrorKind::InvalidData.into()),

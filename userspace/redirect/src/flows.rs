@@ -59,8 +59,15 @@ impl Flows {
     /// # Errors
     /// As bpf(2).
     pub fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<Peer>> {
-        let key = Source { netns, address: to_abi(peer.ip()), port: peer.port().into(), pad: 0 };
-        let Some(cookie) = self.0.flows.take(&key)? else { return Ok(None) };
+        let key = Source {
+            netns,
+            address: to_abi(peer.ip()),
+            port: peer.port().into(),
+            pad: 0,
+        };
+        let Some(cookie) = self.0.flows.take(&key)? else {
+            return Ok(None);
+        };
         Ok(self.0.sessions.get(&cookie)?.map(Peer::from))
     }
 
@@ -93,7 +100,9 @@ impl Flows {
     /// As bpf(2).
     pub fn forget_waiting(&self, all: bool) -> io::Result<()> {
         for key in self.0.flows.keys()? {
-            let Some(cookie) = self.0.flows.get(&key)? else { continue };
+            let Some(cookie) = self.0.flows.get(&key)? else {
+                continue;
+            };
             let stale = match self.0.sessions.get(&cookie)? {
                 Some(flow) => is_stale(&flow),
                 None => true,
@@ -124,7 +133,14 @@ impl Flows {
             pad: 0,
         };
         let until = sys::monotonic() + duration.as_nanos() as u64;
-        self.0.unreachable.insert(&key, &Unreachable { until, errno: errno as u32, pad: 0 })
+        self.0.unreachable.insert(
+            &key,
+            &Unreachable {
+                until,
+                errno: errno as u32,
+                pad: 0,
+            },
+        )
     }
 }
 

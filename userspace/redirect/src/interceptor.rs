@@ -40,8 +40,18 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ma
 
 /// The maps that are pinned: all of `ebpf/src/maps.rs`.
 const MAPS: [&str; 12] = [
-    "CONFIG", "GROUPS", "SOCKETS", "LIVENESS", "INBOUND", "FLOWS", "SESSIONS", "UNREACHABLE",
-    "BYPASS4", "BYPASS6", "RESOLVERS", "COUNTERS",
+    "CONFIG",
+    "GROUPS",
+    "SOCKETS",
+    "LIVENESS",
+    "INBOUND",
+    "FLOWS",
+    "SESSIONS",
+    "UNREACHABLE",
+    "BYPASS4",
+    "BYPASS6",
+    "RESOLVERS",
+    "COUNTERS",
 ];
 
 /// A kernel program and where it is attached.
@@ -57,19 +67,64 @@ pub struct Hook {
 
 /// Attached at the root.
 static ROOT_HOOKS: [Hook; 7] = [
-    Hook { name: "connect4", program: "mantled_connect4", attach: BPF_CGROUP_INET4_CONNECT, since: "4.17" },
-    Hook { name: "connect6", program: "mantled_connect6", attach: BPF_CGROUP_INET6_CONNECT, since: "4.17" },
-    Hook { name: "sendmsg4", program: "mantled_sendmsg4", attach: BPF_CGROUP_UDP4_SENDMSG, since: "4.18" },
-    Hook { name: "sendmsg6", program: "mantled_sendmsg6", attach: BPF_CGROUP_UDP6_SENDMSG, since: "4.18" },
-    Hook { name: "getpeername4", program: "mantled_getpeer4", attach: BPF_CGROUP_INET4_GETPEERNAME, since: "5.8" },
-    Hook { name: "getpeername6", program: "mantled_getpeer6", attach: BPF_CGROUP_INET6_GETPEERNAME, since: "5.8" },
-    Hook { name: "sock_ops", program: "mantled_sockops", attach: BPF_CGROUP_SOCK_OPS, since: "5.15" },
+    Hook {
+        name: "connect4",
+        program: "mantled_connect4",
+        attach: BPF_CGROUP_INET4_CONNECT,
+        since: "4.17",
+    },
+    Hook {
+        name: "connect6",
+        program: "mantled_connect6",
+        attach: BPF_CGROUP_INET6_CONNECT,
+        since: "4.17",
+    },
+    Hook {
+        name: "sendmsg4",
+        program: "mantled_sendmsg4",
+        attach: BPF_CGROUP_UDP4_SENDMSG,
+        since: "4.18",
+    },
+    Hook {
+        name: "sendmsg6",
+        program: "mantled_sendmsg6",
+        attach: BPF_CGROUP_UDP6_SENDMSG,
+        since: "4.18",
+    },
+    Hook {
+        name: "getpeername4",
+        program: "mantled_getpeer4",
+        attach: BPF_CGROUP_INET4_GETPEERNAME,
+        since: "5.8",
+    },
+    Hook {
+        name: "getpeername6",
+        program: "mantled_getpeer6",
+        attach: BPF_CGROUP_INET6_GETPEERNAME,
+        since: "5.8",
+    },
+    Hook {
+        name: "sock_ops",
+        program: "mantled_sockops",
+        attach: BPF_CGROUP_SOCK_OPS,
+        since: "5.15",
+    },
 ];
 
 /// Attached to each enrolled cgroup.
 static GROUP_HOOKS: [Hook; 2] = [
-    Hook { name: "egress", program: "mantled_egress", attach: BPF_CGROUP_INET_EGRESS, since: "4.10" },
-    Hook { name: "sock_create", program: "mantled_create", attach: BPF_CGROUP_INET_SOCK_CREATE, since: "4.10" },
+    Hook {
+        name: "egress",
+        program: "mantled_egress",
+        attach: BPF_CGROUP_INET_EGRESS,
+        since: "4.10",
+    },
+    Hook {
+        name: "sock_create",
+        program: "mantled_create",
+        attach: BPF_CGROUP_INET_SOCK_CREATE,
+        since: "4.10",
+    },
 ];
 
 /// Where maps and links are pinned.
@@ -80,7 +135,9 @@ pub struct Pins {
 
 impl Default for Pins {
     fn default() -> Self {
-        Self { base: Path::new(bpffs::MOUNT_POINT).join("mantled") }
+        Self {
+            base: Path::new(bpffs::MOUNT_POINT).join("mantled"),
+        }
     }
 }
 
@@ -196,13 +253,18 @@ impl Interceptor {
                 loader.map_pin_path(name, pins.map(name));
             }
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("loading the kernel object", &error))?;
+        let mut ebpf = loader
+            .load(OBJECT)
+            .map_err(|error| load_error("loading the kernel object", &error))?;
         for hook in Self::hooks() {
             let program = ebpf
                 .program_mut(hook.program)
                 .ok_or_else(|| Error::Load(format!("the object lacks {}", hook.program)))?;
             load_program(program).map_err(|error| {
-                load_error(&format!("loading {} (Linux {})", hook.name, hook.since), &error)
+                load_error(
+                    &format!("loading {} (Linux {})", hook.name, hook.since),
+                    &error,
+                )
             })?;
         }
         let flows = Flows::new(Maps {
@@ -258,10 +320,14 @@ impl Interceptor {
         let program = program_fd(&self.ebpf, hook)?;
         let failed = |source: io::Error| match source.raw_os_error() {
             // The privilege was enough to load programs, so EPERM is about this cgroup.
-            Some(libc::EPERM) => {
-                Error::Exclusive { hook: hook.name, cgroup: cgroup.path().to_owned() }
-            }
-            _ => Error::io(format!("attaching {} to {}", hook.name, cgroup.path().display()), source),
+            Some(libc::EPERM) => Error::Exclusive {
+                hook: hook.name,
+                cgroup: cgroup.path().to_owned(),
+            },
+            _ => Error::io(
+                format!("attaching {} to {}", hook.name, cgroup.path().display()),
+                source,
+            ),
         };
         let Some(pin) = pin else {
             return Link::create(program, cgroup.as_fd(), hook.attach).map_err(failed);
@@ -284,7 +350,8 @@ impl Interceptor {
     /// # Errors
     /// As bpf(2).
     pub fn serve(&self, listeners: &Listeners, debug: bool) -> Result<(), Error> {
-        let failed = |source| Error::io("telling the kernel programs where mantled listens", source);
+        let failed =
+            |source| Error::io("telling the kernel programs where mantled listens", source);
         // Never zero, and never the number of a daemon that was here before.
         let instance = sys::monotonic().max(1);
         let socket = std::os::fd::AsRawFd::as_raw_fd(&listeners.liveness);
@@ -308,7 +375,10 @@ impl Interceptor {
         cgroup.check_enrollable()?;
         let mut links = Vec::new();
         for hook in &GROUP_HOOKS {
-            let pin = self.pins.as_ref().map(|pins| pins.group(cgroup.id(), hook.name));
+            let pin = self
+                .pins
+                .as_ref()
+                .map(|pins| pins.group(cgroup.id(), hook.name));
             links.push(self.link(hook, cgroup, pin.as_deref())?);
         }
         self.groups.insert(&cgroup.id(), &group).map_err(|source| {
@@ -326,7 +396,11 @@ impl Interceptor {
         let failed = |source| Error::io(format!("withdrawing cgroup {id}"), source);
         self.groups.remove(&id).map_err(failed)?;
         self.group_links.remove(&id);
-        for path in self.pins.iter().flat_map(|pins| GROUP_HOOKS.iter().map(move |hook| pins.group(id, hook.name))) {
+        for path in self.pins.iter().flat_map(|pins| {
+            GROUP_HOOKS
+                .iter()
+                .map(move |hook| pins.group(id, hook.name))
+        }) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
@@ -340,7 +414,9 @@ impl Interceptor {
     /// # Errors
     /// As bpf(2).
     pub fn enrolled(&self) -> Result<Vec<u64>, Error> {
-        self.groups.keys().map_err(|source| Error::io("listing the enrolled cgroups", source))
+        self.groups
+            .keys()
+            .map_err(|source| Error::io("listing the enrolled cgroups", source))
     }
 
     /// Sets the bypassed prefixes: (network, prefix length, ports; no port means all).
@@ -356,7 +432,10 @@ impl Interceptor {
             self.bypass6.remove(&key).map_err(failed)?;
         }
         for (address, length, ports) in entries {
-            let mut value = Bypass { count: ports.len() as u32, ports: [0; abi::BYPASS_PORTS] };
+            let mut value = Bypass {
+                count: ports.len() as u32,
+                ports: [0; abi::BYPASS_PORTS],
+            };
             if ports.len() > abi::BYPASS_PORTS {
                 return Err(failed(io::Error::from_raw_os_error(libc::E2BIG)));
             }
@@ -365,12 +444,20 @@ impl Interceptor {
             }
             let length = u32::from(*length);
             match address {
-                std::net::IpAddr::V4(v4) => {
-                    self.bypass4.insert(&Prefix { length, bytes: v4.octets() }, &value)
-                }
-                std::net::IpAddr::V6(v6) => {
-                    self.bypass6.insert(&Prefix { length, bytes: v6.octets() }, &value)
-                }
+                std::net::IpAddr::V4(v4) => self.bypass4.insert(
+                    &Prefix {
+                        length,
+                        bytes: v4.octets(),
+                    },
+                    &value,
+                ),
+                std::net::IpAddr::V6(v6) => self.bypass6.insert(
+                    &Prefix {
+                        length,
+                        bytes: v6.octets(),
+                    },
+                    &value,
+                ),
             }
             .map_err(failed)?;
         }
@@ -387,7 +474,9 @@ impl Interceptor {
             self.resolvers.remove(&key).map_err(failed)?;
         }
         for resolver in resolvers {
-            self.resolvers.insert(&to_abi(*resolver), &1).map_err(failed)?;
+            self.resolvers
+                .insert(&to_abi(*resolver), &1)
+                .map_err(failed)?;
         }
         Ok(())
     }
@@ -411,7 +500,9 @@ impl Interceptor {
             .ebpf
             .take_map("EVENTS")
             .ok_or_else(|| Error::Load("the object lacks EVENTS".to_owned()))?;
-        let ring: RingBuf<MapData> = map.try_into().map_err(|error| Error::Load(format!("EVENTS: {error}")))?;
+        let ring: RingBuf<MapData> = map
+            .try_into()
+            .map_err(|error| Error::Load(format!("EVENTS: {error}")))?;
         Events::new(ring)
     }
 
@@ -455,7 +546,10 @@ impl Counters {
     /// # Errors
     /// As bpf(2).
     pub fn read(&self) -> io::Result<Vec<(&'static str, u64)>> {
-        (0_u32..).zip(abi::COUNTER_NAMES).map(|(index, name)| Ok((*name, sys::per_cpu_sum(self.0.as_fd(), index)?))).collect()
+        (0_u32..)
+            .zip(abi::COUNTER_NAMES)
+            .map(|(index, name)| Ok((*name, sys::per_cpu_sum(self.0.as_fd(), index)?)))
+            .collect()
     }
 }
 
@@ -477,14 +571,16 @@ fn program_fd<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, Error> 
         Some(Program::CgroupSock(program)) => program.fd(),
         _ => return Err(Error::Load(format!("the object lacks {}", hook.program))),
     };
-    fd.map(|fd| fd.as_fd()).map_err(|error| Error::Load(format!("{}: {error}", hook.name)))
+    fd.map(|fd| fd.as_fd())
+        .map_err(|error| Error::Load(format!("{}: {error}", hook.name)))
 }
 
 fn open_map<K: crate::map::Plain, V: crate::map::Plain>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<Map<K, V>, Error> {
-    Map::new(open_fd(ebpf, name)?).map_err(|source| Error::io(format!("opening map {name}"), source))
+    Map::new(open_fd(ebpf, name)?)
+        .map_err(|source| Error::io(format!("opening map {name}"), source))
 }
 
 fn open_fd(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
@@ -521,7 +617,9 @@ fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Error 
         cause = current.source();
     }
     match errno {
-        Some(libc::EPERM | libc::EACCES) => Error::Privilege { action: action.to_owned() },
+        Some(libc::EPERM | libc::EACCES) => Error::Privilege {
+            action: action.to_owned(),
+        },
         _ => Error::Kernel {
             action: action.to_owned(),
             reason: text.lines().take(40).collect::<Vec<_>>().join(" | "),

@@ -38,7 +38,11 @@ impl Link {
     }
 
     pub(crate) fn detach(&self) -> io::Result<()> {
-        if self.is_attached() { sys::link_detach(self.0.as_fd()) } else { Ok(()) }
+        if self.is_attached() {
+            sys::link_detach(self.0.as_fd())
+        } else {
+            Ok(())
+        }
     }
 
     /// Does the kernel still run it? Removing the cgroup severs a link for good.

@@ -37,7 +37,9 @@ impl Listeners {
     pub fn bind(port: u16) -> Result<Self, Error> {
         let failed = |source| {
             Error::io(
-                format!("listening on 127.0.0.1 and ::1, port {port} ([listen] port; 0 takes a free one)"),
+                format!(
+                    "listening on 127.0.0.1 and ::1, port {port} ([listen] port; 0 takes a free one)"
+                ),
                 source,
             )
         };
@@ -48,14 +50,24 @@ impl Listeners {
             let v4 = listener((Ipv4Addr::LOCALHOST, port).into(), BACKLOG).map_err(failed)?;
             let chosen = v4.local_addr().map_err(failed)?.port();
             match listener((Ipv6Addr::LOCALHOST, chosen).into(), BACKLOG) {
-                Ok(v6) => return Ok(Self { v4, v6: Some(v6), liveness }),
+                Ok(v6) => {
+                    return Ok(Self {
+                        v4,
+                        v6: Some(v6),
+                        liveness,
+                    });
+                }
                 Err(error)
                     if matches!(
                         error.raw_os_error(),
                         Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
                     ) =>
                 {
-                    return Ok(Self { v4, v6: None, liveness });
+                    return Ok(Self {
+                        v4,
+                        v6: None,
+                        liveness,
+                    });
                 }
                 // Somebody has that port on ::1 only; another one will do if any would.
                 Err(_) if port == 0 && attempt < ATTEMPTS => {}
@@ -86,7 +98,11 @@ impl Listeners {
 }
 
 fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(family, SockType::Stream, flags, None)?;
     // Connections of an earlier daemon may linger in TIME_WAIT on the configured port.
@@ -94,7 +110,10 @@ fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(address))?;
+    bind(
+        std::os::fd::AsRawFd::as_raw_fd(&socket),
+        &SockaddrStorage::from(address),
+    )?;
     listen(&socket, Backlog::new(backlog)?)?;
     Ok(TcpListener::from(socket))
 }

@@ -90,14 +90,21 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 ),
             ));
         }
-        Ok(Self { fd, types: PhantomData })
+        Ok(Self {
+            fd,
+            types: PhantomData,
+        })
     }
 
     pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = MaybeUninit::<V>::uninit();
         // SAFETY: sizes were checked when self was made.
         let found = unsafe {
-            sys::map_lookup(self.fd.as_fd(), std::ptr::from_ref(key).cast(), value.as_mut_ptr().cast())
+            sys::map_lookup(
+                self.fd.as_fd(),
+                std::ptr::from_ref(key).cast(),
+                value.as_mut_ptr().cast(),
+            )
         };
         // SAFETY: the kernel has written the value.
         absent(found.map(|()| unsafe { value.assume_init() }))

@@ -16,7 +16,9 @@ use crate::cgroup::Cgroup;
 /// # Errors
 /// As open(2) of `cgroup.procs`.
 pub fn inside(command: &mut Command, cgroup: &Cgroup) -> io::Result<()> {
-    let mut processes = OpenOptions::new().write(true).open(cgroup.path().join("cgroup.procs"))?;
+    let mut processes = OpenOptions::new()
+        .write(true)
+        .open(cgroup.path().join("cgroup.procs"))?;
     let parent = nix::unistd::getpid();
     let join = move || {
         processes.write_all(b"0")?;

@@ -24,7 +24,11 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
             size_of::<bpf_attr>(),
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as RawFd)
+    }
 }
 
 fn empty() -> bpf_attr {
@@ -102,7 +106,11 @@ fn socket_option_u64(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<
             &raw mut length,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
 }
 
 /// `SO_NETNS_COOKIE` (Linux 5.14) of a socket: which network namespace it is in.
@@ -131,7 +139,11 @@ pub fn bind_to_device(socket: impl AsFd, index: u32) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of the kernel programs.
@@ -158,7 +170,11 @@ fn map_command(
 ///
 /// # Safety
 /// `key` and `value` point to as many bytes as the map's keys and values have.
-pub(crate) unsafe fn map_lookup(map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> io::Result<()> {
+pub(crate) unsafe fn map_lookup(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *mut u8,
+) -> io::Result<()> {
     map_command(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, key, value)
 }
 
@@ -178,7 +194,11 @@ pub(crate) unsafe fn map_lookup_and_delete(
 ///
 /// # Safety
 /// As [`map_lookup`].
-pub(crate) unsafe fn map_update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Result<()> {
+pub(crate) unsafe fn map_update(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *const u8,
+) -> io::Result<()> {
     map_command(bpf_cmd::BPF_MAP_UPDATE_ELEM, map, key, value.cast_mut())
 }
 
@@ -194,7 +214,11 @@ pub(crate) unsafe fn map_delete(map: BorrowedFd<'_>, key: *const u8) -> io::Resu
 ///
 /// # Safety
 /// `next` points to as many bytes as the map's keys have, and so does `key` unless it is null.
-pub(crate) unsafe fn map_next_key(map: BorrowedFd<'_>, key: *const u8, next: *mut u8) -> io::Result<()> {
+pub(crate) unsafe fn map_next_key(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    next: *mut u8,
+) -> io::Result<()> {
     map_command(bpf_cmd::BPF_MAP_GET_NEXT_KEY, map, key, next)
 }
 
@@ -222,7 +246,13 @@ pub(crate) fn per_cpu_sum(map: BorrowedFd<'_>, index: u32) -> io::Result<u64> {
     let cpus = possible_cpus()?;
     let mut values = vec![0_u64; cpus];
     // SAFETY: the key is four bytes, the value one u64 for each possible CPU.
-    unsafe { map_lookup(map, std::ptr::from_ref(&index).cast(), values.as_mut_ptr().cast())? };
+    unsafe {
+        map_lookup(
+            map,
+            std::ptr::from_ref(&index).cast(),
+            values.as_mut_ptr().cast(),
+        )?
+    };
     Ok(values.iter().sum())
 }
 

@@ -7,7 +7,10 @@ use std::{
     io,
     os::{
         fd::OwnedFd,
-        unix::{net::UnixStream, process::{CommandExt as _, ExitStatusExt as _}},
+        unix::{
+            net::UnixStream,
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
     },
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -80,13 +83,21 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
     };
     // Other groups of the configuration are the daemon's.
     let config = config.without_enrollments();
-    let settings = group(mode, config.on_daemon_down_for(mode), mode.default_inbound());
+    let settings = group(
+        mode,
+        config.on_daemon_down_for(mode),
+        mode.default_inbound(),
+    );
 
     let cgroup = Cgroup::create_below_own(&format!("mantled-exec-{}", std::process::id()))?;
     // From here on the guard clears the cgroup, whatever happens to this process.
     let guard = Guard::start(&cgroup)?;
     let (copies, records) = mpsc::unbounded_channel();
-    let options = Options { pins: None, debug: verbose > 1, copies: Some(copies) };
+    let options = Options {
+        pins: None,
+        debug: verbose > 1,
+        copies: Some(copies),
+    };
     let mut app = App::build(config, output, options)?;
     app.enroll(&cgroup, settings)?;
     guard.hold(&app)?;
@@ -111,7 +122,8 @@ async fn serve(
 ) -> Result<ExitStatus, Exit> {
     let failed = |what: &str, error: io::Error| Exit::failed(format!("{what}: {error}"));
     let (stop, stopped) = watch::channel(false);
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed("signals", error))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| failed("signals", error))?;
     // The terminal sends it to the command as well, which decides what it means.
     let _interrupt = signal(SignalKind::interrupt()).map_err(|error| failed("signals", error))?;
     let proxy = tokio::spawn(app.run(stopped));
@@ -133,9 +145,14 @@ async fn serve(
         }
     };
     // Whatever the command has left behind goes with it; then no session is left to drain.
-    let cleared = tokio::task::spawn_blocking(move || guard.clear()).await.map_err(Exit::failed)?;
+    let cleared = tokio::task::spawn_blocking(move || guard.clear())
+        .await
+        .map_err(Exit::failed)?;
     let _ = stop.send(true);
-    proxy.await.map_err(Exit::failed)?.map_err(|error| failed("the proxy", error))?;
+    proxy
+        .await
+        .map_err(Exit::failed)?
+        .map_err(|error| failed("the proxy", error))?;
     cleared?;
     Ok(status)
 }
@@ -177,7 +194,10 @@ impl Guard {
                 // The terminal's signals are not for it.
                 .process_group(0)
                 .spawn()?;
-            io::Result::Ok(Self { child, socket: Some(socket) })
+            io::Result::Ok(Self {
+                child,
+                socket: Some(socket),
+            })
         })();
         started.map_err(|error| {
             let _ = std::fs::remove_dir(cgroup.path());
@@ -187,7 +207,10 @@ impl Guard {
 
     /// Gives it copies of the links.
     fn hold(&self, app: &App) -> Result<(), Exit> {
-        let socket = self.socket.as_ref().ok_or_else(|| Exit::failed("the guard is gone"))?;
+        let socket = self
+            .socket
+            .as_ref()
+            .ok_or_else(|| Exit::failed("the guard is gone"))?;
         sys::send_descriptors(socket, &app.interceptor.link_fds())
             .map_err(|error| Exit::failed(format!("handing the links to the guard: {error}")))
     }
@@ -225,10 +248,16 @@ fn summarise(mut records: mpsc::UnboundedReceiver<SessionRecord>) {
 
 /// A record as a person would like to read it, in one line.
 fn describe(record: &SessionRecord) -> String {
-    let who = record.process.as_ref().map_or("?", |process| process.name.as_str());
+    let who = record
+        .process
+        .as_ref()
+        .map_or("?", |process| process.name.as_str());
     let address = record.server_address.as_deref().unwrap_or("?");
     let port = record.upstream_port.or(record.server_port).unwrap_or(0);
-    let protocol = record.protocol.map(|name| format!(" {name}")).unwrap_or_default();
+    let protocol = record
+        .protocol
+        .map(|name| format!(" {name}"))
+        .unwrap_or_default();
     let tls = &record.tls;
     let how = match (record.verdict, record.path) {
         (Verdict::Refused | Verdict::Failed | Verdict::Aborted, _) => format!(
@@ -247,7 +276,10 @@ fn describe(record: &SessionRecord) -> String {
             tls.verified_name.as_deref().unwrap_or("?")
         ),
         (_, Some(Path::Exposed)) => {
-            format!("IN CLEAR (enforce would refuse: {})", record.would_refuse.unwrap_or("exempt"))
+            format!(
+                "IN CLEAR (enforce would refuse: {})",
+                record.would_refuse.unwrap_or("exempt")
+            )
         }
         (_, Some(Path::Native)) => format!(
             "the agent's own TLS {}, unverified",
@@ -255,7 +287,11 @@ fn describe(record: &SessionRecord) -> String {
         ),
         (_, None) => "closed without a word".to_owned(),
     };
-    let reason = record.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let reason = record
+        .reason
+        .as_deref()
+        .map(|reason| format!(": {reason}"))
+        .unwrap_or_default();
     format!(
         "{who} -> {address}:{port}{protocol}, {how}, {} B out, {} B in, {} ms{reason}",
         record.sent, record.received, record.duration_ms

@@ -31,7 +31,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Exit> {
         links.extend(received);
     }
     let cleared = cgroup.destroy(PATIENCE).map_err(|error| {
-        Exit::failed(format!("{} could not be removed: {error}", cgroup.path().display()))
+        Exit::failed(format!(
+            "{} could not be removed: {error}",
+            cgroup.path().display()
+        ))
     });
     drop(links);
     cleared

@@ -34,7 +34,11 @@ pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
     let config = load(&arguments.config)?;
     let output = app::record_output(&config)?;
     let _lock = lock()?;
-    let options = Options { pins: Some(Pins::default()), debug: verbose > 1, copies: None };
+    let options = Options {
+        pins: Some(Pins::default()),
+        debug: verbose > 1,
+        copies: None,
+    };
     let mut app = App::build(config, output, options)?;
     runtime()?.block_on(async {
         let stop = stop_signal().map_err(|error| Exit::failed(format!("signals: {error}")))?;
@@ -57,7 +61,9 @@ fn lock() -> Result<Flock<File>, Exit> {
     let file = File::create(path).map_err(failed)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
         if error == nix::errno::Errno::EWOULDBLOCK {
-            Exit::failed(format!("another mantled runs on this host (it holds {LOCK}); stop it first"))
+            Exit::failed(format!(
+                "another mantled runs on this host (it holds {LOCK}); stop it first"
+            ))
         } else {
             failed(error.into())
         }
@@ -75,7 +81,9 @@ fn stop_signal() -> std::io::Result<watch::Receiver<bool>> {
             _ = interrupt.recv() => {}
         }
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        tracing::info!("stopping; enrolled groups stay as on_daemon_down says (`mantled detach --all` ends that)");
+        tracing::info!(
+            "stopping; enrolled groups stay as on_daemon_down says (`mantled detach --all` ends that)"
+        );
         let _ = sender.send(true);
     });
     Ok(receiver)

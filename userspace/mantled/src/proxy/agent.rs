@@ -29,7 +29,11 @@ pub struct Agent {
 impl Agent {
     /// Of an accepted connection.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream, head: Vec::new(), finished: false }
+        Self {
+            stream,
+            head: Vec::new(),
+            finished: false,
+        }
     }
 
     /// Reads more into `head`. False: the agent has closed its side. It can be cancelled without

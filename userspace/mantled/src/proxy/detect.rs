@@ -113,7 +113,11 @@ pub async fn listen(
         match recognise(&agent.head) {
             Some(spoken) => return Ok(spoken),
             None if connected && matches!(patience, Patience::UntilConnected) => {
-                return Ok(if agent.head.is_empty() { Spoken::Silent } else { Spoken::Opaque });
+                return Ok(if agent.head.is_empty() {
+                    Spoken::Silent
+                } else {
+                    Spoken::Opaque
+                });
             }
             None => {}
         }
@@ -183,12 +187,18 @@ fn recognise(head: &[u8]) -> Option<Spoken> {
     if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
         return Some(*spoken);
     }
-    looks.iter().all(|(_, look)| *look == Look::No).then_some(Spoken::Opaque)
+    looks
+        .iter()
+        .all(|(_, look)| *look == Look::No)
+        .then_some(Spoken::Opaque)
 }
 
 /// A failed dial as a failure of the session.
 pub fn dial_failure(error: &io::Error) -> Failure {
-    Failure::new(Cause::DialFailed, format!("the server could not be reached: {error}"))
+    Failure::new(
+        Cause::DialFailed,
+        format!("the server could not be reached: {error}"),
+    )
 }
 
 #[cfg(test)]

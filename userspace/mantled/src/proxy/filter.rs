@@ -47,7 +47,10 @@ impl Filter {
             Self::None => Ok(chunk),
             Self::Records(guard) => {
                 guard.check(chunk).map_err(|error| {
-                    Failure::new(Cause::NotTls, format!("what the agent sends is not TLS: {error}"))
+                    Failure::new(
+                        Cause::NotTls,
+                        format!("what the agent sends is not TLS: {error}"),
+                    )
                 })?;
                 Ok(chunk)
             }
@@ -72,7 +75,10 @@ impl Filter {
 impl ServerRecords {
     fn check(&mut self, chunk: &[u8]) -> Result<(), Failure> {
         self.guard.check(chunk).map_err(|error| {
-            Failure::new(Cause::NotTls, format!("what the server sends is not TLS: {error}"))
+            Failure::new(
+                Cause::NotTls,
+                format!("what the server sends is not TLS: {error}"),
+            )
         })?;
         if self.first.is_none() && self.head.len() < MAX_HANDSHAKE {
             self.head.extend_from_slice(chunk);

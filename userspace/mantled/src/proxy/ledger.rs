@@ -62,7 +62,12 @@ impl Ledger {
         owed: Owed,
         copies: Option<mpsc::UnboundedSender<SessionRecord>>,
     ) -> Self {
-        Self { sink, owed, shared: Arc::default(), copies }
+        Self {
+            sink,
+            owed,
+            shared: Arc::default(),
+            copies,
+        }
     }
 
     /// Where the records go.
@@ -142,7 +147,10 @@ impl Ledger {
 }
 
 fn new_record(started: SystemTime) -> SessionRecord {
-    SessionRecord::new(uuid::Uuid::now_v7().to_string(), crate::time::rfc3339(started))
+    SessionRecord::new(
+        uuid::Uuid::now_v7().to_string(),
+        crate::time::rfc3339(started),
+    )
 }
 
 fn describe(record: &mut SessionRecord, peer: &Peer) {
@@ -151,7 +159,11 @@ fn describe(record: &mut SessionRecord, peer: &Peer) {
         abi::MODE_ENFORCE => Some("enforce"),
         _ => None,
     };
-    record.network = Some(if peer.destination.is_ipv4() { "ipv4" } else { "ipv6" });
+    record.network = Some(if peer.destination.is_ipv4() {
+        "ipv4"
+    } else {
+        "ipv6"
+    });
     record.server_address = Some(peer.destination.ip().to_string());
     record.server_port = Some(peer.destination.port());
 }
@@ -191,7 +203,10 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if !self.finished {
-            self.fail(Failure::new(Cause::Stopped, "the daemon ended this session"));
+            self.fail(Failure::new(
+                Cause::Stopped,
+                "the daemon ended this session",
+            ));
         }
         self.record.duration_ms = self.started.elapsed().as_millis() as u64;
         self.ledger.sink.submit(self.record.to_line(), self.cookie);

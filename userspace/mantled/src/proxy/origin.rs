@@ -18,8 +18,9 @@ pub fn take(flows: &Flows, netns: u64, peer: SocketAddr) -> Result<Peer, Failure
             Cause::NotRedirected,
             "this connection did not come from an enrolled group",
         )),
-        Err(error) => {
-            Err(Failure::new(Cause::Internal, format!("the kernel's list of flows: {error}")))
-        }
+        Err(error) => Err(Failure::new(
+            Cause::Internal,
+            format!("the kernel's list of flows: {error}"),
+        )),
     }
 }

@@ -57,7 +57,10 @@ impl Plan {
 
     /// Where to dial first.
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.destination.ip(), self.port.unwrap_or(self.destination.port()))
+        SocketAddr::new(
+            self.destination.ip(),
+            self.port.unwrap_or(self.destination.port()),
+        )
     }
 
     /// The port on which a server of a well-known plaintext port speaks TLS from the first byte.

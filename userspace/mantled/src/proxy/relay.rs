@@ -75,7 +75,14 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
         }
         Err(failure) => Err(failure),
     };
-    (Carried { sent: out.carried, received: back.carried, from_server: back.filter }, result)
+    (
+        Carried {
+            sent: out.carried,
+            received: back.carried,
+            from_server: back.filter,
+        },
+        result,
+    )
 }
 
 fn poll_both<A, S>(
@@ -120,8 +127,14 @@ struct Side {
     closed: Cause,
 }
 
-const AGENT: Side = Side { name: "agent", closed: Cause::AgentClosed };
-const SERVER: Side = Side { name: "server", closed: Cause::UpstreamClosed };
+const AGENT: Side = Side {
+    name: "agent",
+    closed: Cause::AgentClosed,
+};
+const SERVER: Side = Side {
+    name: "server",
+    closed: Cause::UpstreamClosed,
+};
 
 /// How a direction ended before its time.
 enum End {
@@ -196,7 +209,12 @@ impl Direction {
         Ok(())
     }
 
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), End>>
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Poll<Result<(), End>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -237,7 +255,8 @@ impl Direction {
         writer: &mut W,
     ) -> Poll<Result<(), End>> {
         while let Some(rest @ [_, ..]) = self.kept.get(self.offset..) {
-            let written = ready!(Pin::new(&mut *writer).poll_write(cx, rest)).map_err(End::Write)?;
+            let written =
+                ready!(Pin::new(&mut *writer).poll_write(cx, rest)).map_err(End::Write)?;
             self.note_written(written).map_err(End::Write)?;
             self.offset += written;
         }
@@ -279,7 +298,10 @@ impl Direction {
                 return Ok(Poll::Ready(()));
             }
             let mut scratch = Vec::new();
-            let chunk = self.filter.pass(buffer.filled(), &mut scratch).map_err(End::Filter)?;
+            let chunk = self
+                .filter
+                .pass(buffer.filled(), &mut scratch)
+                .map_err(End::Filter)?;
             let mut written = 0;
             if !chunk.is_empty()
                 && let Poll::Ready(result) = Pin::new(writer).poll_write(cx, chunk)

@@ -101,7 +101,13 @@ async fn walk(
         return Ok(());
     }
 
-    let upgrade = Upgrade { context, session, agent, plan: &plan, dial };
+    let upgrade = Upgrade {
+        context,
+        session,
+        agent,
+        plan: &plan,
+        dial,
+    };
     let way = upgrade.run(heard, dialling).await?;
     // From here on the server's words reach the agent; a refusal of ours would be one of many.
     *spoken = None;

@@ -36,7 +36,11 @@ pub struct Way {
 
 impl Way {
     fn plain(upstream: Upstream) -> Self {
-        Self { upstream, from_agent: Filter::None, from_server: Filter::None }
+        Self {
+            upstream,
+            from_agent: Filter::None,
+            from_server: Filter::None,
+        }
     }
 }
 
@@ -65,7 +69,9 @@ impl Upgrade<'_> {
                 "the route says passthrough, but the agent does not speak TLS",
             )),
             (TlsMode::Implicit, spoken) => self.implicit(dialling, self.alpn(spoken)).await,
-            (TlsMode::Auto | TlsMode::Starttls, Spoken::Postgresql) => self.postgres(dialling).await,
+            (TlsMode::Auto | TlsMode::Starttls, Spoken::Postgresql) => {
+                self.postgres(dialling).await
+            }
             (TlsMode::Starttls, _) => Err(Failure::new(
                 Cause::NoUpgrade,
                 "the route says starttls, but the agent speaks no protocol for which mantled knows it",
@@ -77,7 +83,9 @@ impl Upgrade<'_> {
             (TlsMode::Auto, spoken) => self.implicit(dialling, self.alpn(spoken)).await,
         };
         match result {
-            Err(failure) if self.plan.clear_text.is_some() && is_about_the_server(failure.cause) => {
+            Err(failure)
+                if self.plan.clear_text.is_some() && is_about_the_server(failure.cause) =>
+            {
                 self.session.record.would_refuse = Some(failure.cause.name());
                 self.session.record.reason = Some(failure.text);
                 // The attempt has spoiled its connection.
@@ -92,7 +100,10 @@ impl Upgrade<'_> {
     fn expose(&mut self, dialled: io::Result<Dialled>) -> Result<Upstream, Failure> {
         let dialled = dialled.map_err(|error| dial_failure(&error))?;
         let permit = self.plan.clear_text.ok_or_else(|| {
-            Failure::new(Cause::Internal, "clear text was about to leave without a permit")
+            Failure::new(
+                Cause::Internal,
+                "clear text was about to leave without a permit",
+            )
         })?;
         self.session.goes(Path::Exposed);
         Ok(Upstream::Exposed(dialled.expose(permit)))
@@ -110,7 +121,10 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
-        if let Some(port) = dialled.port().filter(|port| *port != self.plan.destination.port()) {
+        if let Some(port) = dialled
+            .port()
+            .filter(|port| *port != self.plan.destination.port())
+        {
             self.session.record.upstream_port = Some(port);
         }
         let verified = dialled

@@ -46,7 +46,11 @@ impl Dial {
     /// # Errors
     /// The system's own error, so that the agent can be given its errno.
     pub async fn connect(self) -> io::Result<Dialled> {
-        let socket = if self.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if self.address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         if self.device != 0 {
             mantled_redirect::sys::bind_to_device(&socket, self.device)?;
         }
@@ -114,11 +118,17 @@ impl Dialled {
         let stream = timeout(patience, handshake).await.map_err(|_| {
             Failure::new(
                 Cause::UpgradeTimeout,
-                format!("the server did not finish the TLS handshake in {} s", patience.as_secs_f32()),
+                format!(
+                    "the server did not finish the TLS handshake in {} s",
+                    patience.as_secs_f32()
+                ),
             )
         })??;
         let facts = tls::facts(&stream, name);
-        Ok(Verified { stream: Box::new(stream), facts })
+        Ok(Verified {
+            stream: Box::new(stream),
+            facts,
+        })
     }
 
     /// Leaves it in clear text, which needs a permit.

@@ -15,6 +15,10 @@ const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 const SUPPORTED_VERSIONS: u16 = 43;
 
+/// Most extensions of a hello, and most protocols in ALPN. Clients send a few dozen; 64 KiB of the
+/// shortest would take some MiB when they are taken apart.
+const MAX_ITEMS: usize = 128;
+
 /// The random that makes a ServerHello a HelloRetryRequest (RFC 8446 §4.1.3).
 const RETRY: [u8; 32] = [
     0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
@@ -35,7 +39,8 @@ pub struct ClientHello {
 
 impl ClientHello {
     /// Reads the first message of a client's stream, over as many records as it takes. Pass the
-    /// stream from its first byte; what follows the message is not looked at.
+    /// stream from its first byte; what follows the message is not looked at. Allocates no more
+    /// than twice [`MAX_HANDSHAKE`](super::MAX_HANDSHAKE) and 64 KiB.
     ///
     /// # Errors
     /// [`Malformed`] where the stream cannot become a ClientHello, or where two readers could
@@ -84,6 +89,9 @@ fn extensions(mut body: Reader<'_>) -> Option<Vec<(u16, Reader<'_>)>> {
     let mut extensions = Vec::new();
     while !list.is_empty() {
         extensions.push((list.u16()?, list.vector16()?));
+        if extensions.len() > MAX_ITEMS {
+            return None;
+        }
     }
     let mut kinds: Vec<u16> = extensions.iter().map(|(kind, _)| *kind).collect();
     kinds.sort_unstable();
@@ -115,6 +123,7 @@ fn protocols(mut data: Reader<'_>) -> Option<Vec<Vec<u8>>> {
         match *name {
             [] => return None,
             [a, b] if is_grease(u16::from_be_bytes([a, b])) => {}
+            _ if protocols.len() == MAX_ITEMS => return None,
             _ => protocols.push(name.to_vec()),
         }
     }

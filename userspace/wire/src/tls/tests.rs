@@ -213,6 +213,11 @@ fn what_could_be_understood_in_two_ways_is_malformed() {
         &[extension(16, &vector16(b"\x00"))],
         &[extension(43, &[3, 3, 4, 3])],
         &[extension(43, &[2, 3, 4, 0])],
+        // And what is made to take memory.
+        &[extension(16, &vector16(&b"\x01a".repeat(129)))],
+        &(1000..1129)
+            .map(|kind| extension(kind, &[]))
+            .collect::<Vec<_>>(),
     ] {
         assert_eq!(
             hello_with(extensions),

@@ -9,10 +9,17 @@ use crate::{
 };
 
 impl Upgrade<'_> {
-    pub(super) async fn implicit(&mut self, dialling: Dialling, alpn: Alpn) -> Result<Way, Failure> {
+    pub(super) async fn implicit(
+        &mut self,
+        dialling: Dialling,
+        alpn: Alpn,
+    ) -> Result<Way, Failure> {
         let port = self.plan.implicit_port();
         let dialled = if port == self.dial.address.port() {
-            dialling.take().await.map_err(|error| dial_failure(&error))?
+            dialling
+                .take()
+                .await
+                .map_err(|error| dial_failure(&error))?
         } else {
             drop(dialling);
             self.dial.address.set_port(port);

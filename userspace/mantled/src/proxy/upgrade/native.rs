@@ -22,9 +22,16 @@ impl Upgrade<'_> {
         let hello = self.client_hello().await?;
         let tls = &mut self.session.record.tls;
         tls.client_server_name = hello.server_name;
-        tls.client_versions = hello.versions.iter().map(|version| version.name()).collect();
-        tls.client_alpn =
-            hello.alpn.iter().map(|alpn| String::from_utf8_lossy(alpn).into_owned()).collect();
+        tls.client_versions = hello
+            .versions
+            .iter()
+            .map(|version| version.name())
+            .collect();
+        tls.client_alpn = hello
+            .alpn
+            .iter()
+            .map(|alpn| String::from_utf8_lossy(alpn).into_owned())
+            .collect();
         if !self.plan.native {
             return Err(Failure::new(
                 Cause::NativeTls,
@@ -32,7 +39,10 @@ impl Upgrade<'_> {
                  a route with tls = \"passthrough\" allows it",
             ));
         }
-        let dialled = dialling.take().await.map_err(|error| dial_failure(&error))?;
+        let dialled = dialling
+            .take()
+            .await
+            .map_err(|error| dial_failure(&error))?;
         self.session.goes(Path::Native);
         Ok(Way {
             upstream: Upstream::Native(dialled.native()),
@@ -63,7 +73,10 @@ impl Upgrade<'_> {
             }
         };
         timeout(patience, read).await.unwrap_or_else(|_| {
-            Err(Failure::new(Cause::NotTls, "the agent did not finish its ClientHello in time"))
+            Err(Failure::new(
+                Cause::NotTls,
+                "the agent did not finish its ClientHello in time",
+            ))
         })
     }
 }

@@ -36,13 +36,26 @@ enum Wants {
 impl Upgrade<'_> {
     pub(super) async fn postgres(&mut self, dialling: Dialling) -> Result<Way, Failure> {
         let patience = self.context.config.limits().starttls;
-        let wants = timeout(patience, self.negotiate()).await.unwrap_or_else(|_| {
-            Err(Failure::new(Cause::AgentProtocol, "the agent did not finish its start-up packet"))
-        })?;
-        let mut dialled = dialling.take().await.map_err(|error| dial_failure(&error))?;
-        let answer = timeout(patience, ask(&mut dialled)).await.unwrap_or_else(|_| {
-            Err(Failure::new(Cause::UpgradeTimeout, "the server did not answer SSLRequest in time"))
-        })?;
+        let wants = timeout(patience, self.negotiate())
+            .await
+            .unwrap_or_else(|_| {
+                Err(Failure::new(
+                    Cause::AgentProtocol,
+                    "the agent did not finish its start-up packet",
+                ))
+            })?;
+        let mut dialled = dialling
+            .take()
+            .await
+            .map_err(|error| dial_failure(&error))?;
+        let answer = timeout(patience, ask(&mut dialled))
+            .await
+            .unwrap_or_else(|_| {
+                Err(Failure::new(
+                    Cause::UpgradeTimeout,
+                    "the server did not answer SSLRequest in time",
+                ))
+            })?;
         match (wants, answer) {
             (Wants::Startup(startup), SslAnswer::Willing) => {
                 let from_server = match startup {
@@ -51,7 +64,11 @@ impl Upgrade<'_> {
                     _ => Filter::Authentication(AuthenticationFilter::default()),
                 };
                 let upstream = self.verify(dialled, Alpn::Postgresql).await?;
-                Ok(Way { upstream, from_agent: Filter::None, from_server })
+                Ok(Way {
+                    upstream,
+                    from_agent: Filter::None,
+                    from_server,
+                })
             }
             (Wants::Tls, SslAnswer::Willing) => {
                 self.agent.consume(SSL_REQUEST.len());
@@ -64,7 +81,9 @@ impl Upgrade<'_> {
                     "the server has no TLS (it answered N to SSLRequest)",
                 );
                 // It is waiting for the start-up packet, so there is no need to dial again.
-                let Some(permit) = self.plan.clear_text else { return Err(declined) };
+                let Some(permit) = self.plan.clear_text else {
+                    return Err(declined);
+                };
                 if matches!(wants, Wants::Tls) {
                     self.agent.consume(SSL_REQUEST.len());
                     self.tell(UNWILLING).await?;
@@ -131,16 +150,20 @@ impl Upgrade<'_> {
     }
 
     async fn tell(&mut self, words: &[u8]) -> Result<(), Failure> {
-        self.agent.say(words).await.map_err(|error| {
-            Failure::new(Cause::AgentClosed, format!("the agent closed: {error}"))
-        })
+        self.agent
+            .say(words)
+            .await
+            .map_err(|error| Failure::new(Cause::AgentClosed, format!("the agent closed: {error}")))
     }
 }
 
 /// Asks the server for TLS.
 async fn ask(dialled: &mut Dialled) -> Result<SslAnswer, Failure> {
     let closed = |error: std::io::Error| {
-        Failure::new(Cause::TlsNotOffered, format!("the server closed after SSLRequest: {error}"))
+        Failure::new(
+            Cause::TlsNotOffered,
+            format!("the server closed after SSLRequest: {error}"),
+        )
     };
     dialled.say(SSL_REQUEST).await.map_err(closed)?;
     // Room for more than the one byte, so that injected ones are seen; and for the text of an
