@@ -51,6 +51,8 @@ pub(crate) fn facts() -> Value {
         "kernel": read("/proc/sys/kernel/osrelease"),
         "system": system.trim_matches('"'),
         "load_average": read("/proc/loadavg"),
+        // A priority that whoever started this has given to all of it, against other load.
+        "autogroup": read("/proc/self/autogroup"),
     })
 }
 

@@ -338,7 +338,7 @@ impl Report {
             None => "?".into(),
         };
         let mut out = format!(
-            "{}, {} CPUs ({} memory), Linux {}, {}; {}; {} rounds. mantled {} ({}{}).\n\
+            "{}, {} CPUs, {} memory, Linux {}, {}; {}; {} rounds. {} ({}{}).\n\
              Medians over the rounds (min..max). Ratios: above 1 mantled is better, below 1 worse.\n\
              Idle sessions: {}. Before the rounds, others used {} % of the machine.\n",
             text("/machine/cpu"),

@@ -196,7 +196,7 @@ fn listed_exceptions_pass_and_nothing_beside_them() -> Result<()> {
         "[[bypass]]\ncidr = \"10.99.0.0/24\"\nport = 7001\nreason = \"a test\"\n\
          [dns]\nresolvers = [\"10.99.0.2\"]\n",
     )?;
-    let mut agent = |arguments: &[&str]| {
+    let agent = |arguments: &[&str]| {
         run(
             group.command(&lab.host, AGENT).args(arguments),
             Duration::from_secs(10),

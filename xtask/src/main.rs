@@ -3,6 +3,7 @@
 //! A chore is a file with a `clap::Args` struct that has a `run`; here it takes its `mod` line and
 //! its line in the table.
 
+mod bench;
 mod demo;
 mod lint;
 mod setup;
@@ -44,6 +45,7 @@ chores! {
     demo Demo,
     lint Lint,
     test Test,
+    bench Bench,
 }
 
 fn main() -> ExitCode {

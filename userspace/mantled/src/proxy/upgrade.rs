@@ -137,7 +137,7 @@ impl Upgrade<'_> {
             .await?;
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);
-        Ok(Upstream::Verified(verified))
+        Ok(Upstream::Verified(Box::new(verified)))
     }
 }
 

@@ -125,10 +125,7 @@ impl Dialled {
             )
         })??;
         let facts = tls::facts(&stream, name);
-        Ok(Verified {
-            stream: Box::new(stream),
-            facts,
-        })
+        Ok(Verified { stream, facts })
     }
 
     /// Leaves it in clear text, which needs a permit.
@@ -145,7 +142,7 @@ impl Dialled {
 /// TLS with a server that has proven its name.
 #[derive(Debug)]
 pub struct Verified {
-    stream: Box<TlsStream<TcpStream>>,
+    stream: TlsStream<TcpStream>,
     facts: TlsFacts,
 }
 
@@ -161,7 +158,7 @@ pub struct Native(TcpStream);
 #[derive(Debug)]
 pub enum Upstream {
     /// See [`Verified`].
-    Verified(Verified),
+    Verified(Box<Verified>),
     /// See [`Exposed`].
     Exposed(Exposed),
     /// See [`Native`].
@@ -176,7 +173,7 @@ impl Verified {
 
     /// The stream.
     pub fn into_stream(self) -> TlsStream<TcpStream> {
-        *self.stream
+        self.stream
     }
 }
 
