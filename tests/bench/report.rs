@@ -79,6 +79,11 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
                 "CPU s per 1,000, proxy and client",
                 Lower,
             ),
+            metric(
+                "connections_site_cpu_s_per_1000",
+                "CPU s per 1,000, server",
+                Neither,
+            ),
             metric("connections_resumed_percent", "resumed, %", Neither),
         ],
     ),
@@ -91,6 +96,11 @@ pub(crate) const METRICS: &[(&str, &[Metric])] = &[
                 "full_host_cpu_s_per_1000",
                 "CPU s per 1,000, proxy and client",
                 Lower,
+            ),
+            metric(
+                "full_site_cpu_s_per_1000",
+                "CPU s per 1,000, server",
+                Neither,
             ),
             metric("full_resumed_percent", "resumed, %", Neither),
         ],

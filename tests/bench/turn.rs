@@ -206,11 +206,11 @@ impl Turn<'_> {
     }
 
     fn connections(&self, milliseconds: usize, sample: &mut Sample) -> Result<()> {
-        let mut one = |port, names: [&'static str; 4]| -> Result<()> {
+        let mut one = |port, names: [&'static str; 5]| -> Result<()> {
             let cost = self.load(port, "connections", milliseconds)?;
             let made = cost.number("connections")?;
             ensure!(made > 0.0, "no connection was made");
-            let [rate, proxy, host, resumed] = names;
+            let [rate, proxy, host, site, resumed] = names;
             sample.insert(rate, made / cost.number("seconds")?);
             if let Some(cpu) = cost.proxy_cpu {
                 sample.insert(proxy, cpu * 1000.0 / made);
@@ -219,6 +219,10 @@ impl Turn<'_> {
                 host,
                 (cost.proxy_cpu.unwrap_or_default() + cost.client_cpu) * 1000.0 / made,
             );
+            // nginx is not the server of the post-quantum ports.
+            if !site.is_empty() {
+                sample.insert(site, cost.site_cpu * 1000.0 / made);
+            }
             if self.path.has_tls() && !resumed.is_empty() {
                 sample.insert(resumed, 100.0 * cost.number("resumed")? / made);
             }
@@ -230,6 +234,7 @@ impl Turn<'_> {
                 "connections_s",
                 "connections_proxy_cpu_s_per_1000",
                 "connections_host_cpu_s_per_1000",
+                "connections_site_cpu_s_per_1000",
                 "connections_resumed_percent",
             ],
         )?;
@@ -240,6 +245,7 @@ impl Turn<'_> {
                     "full_s",
                     "full_proxy_cpu_s_per_1000",
                     "full_host_cpu_s_per_1000",
+                    "full_site_cpu_s_per_1000",
                     "full_resumed_percent",
                 ],
             )?;
@@ -252,6 +258,7 @@ impl Turn<'_> {
                     "classic_proxy_cpu_s_per_1000",
                     "classic_host_cpu_s_per_1000",
                     "",
+                    "",
                 ],
             )?;
             one(
@@ -260,6 +267,7 @@ impl Turn<'_> {
                     "hybrid_s",
                     "hybrid_proxy_cpu_s_per_1000",
                     "hybrid_host_cpu_s_per_1000",
+                    "",
                     "",
                 ],
             )?;

@@ -13,6 +13,7 @@ mod daemon;
 mod group;
 mod netns;
 mod postgres;
+mod program;
 mod server;
 
 pub use capture::{Capture, assert_clean};
@@ -21,6 +22,7 @@ pub use daemon::Daemon;
 pub use group::Group;
 pub use netns::{HOST_V4, HOST_V6, Lab, Namespace, SITE_V4, SITE_V6};
 pub use postgres::{PASSWORD, Postgres};
+pub use program::Program;
 pub use server::Server;
 
 use std::{

@@ -70,5 +70,10 @@ fn revision() -> Result<String> {
     let git = |arguments: &[&str]| sh::read(sh::command("git").args(arguments));
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
     let changes = git(&["--no-optional-locks", "status", "--porcelain"])?;
-    Ok(commit + if changes.is_empty() { "" } else { " with changes" })
+    Ok(commit
+        + if changes.is_empty() {
+            ""
+        } else {
+            " with changes"
+        })
 }

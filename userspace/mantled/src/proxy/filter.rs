@@ -82,9 +82,18 @@ impl ServerRecords {
         })?;
         if self.first.is_none() && self.head.len() < MAX_HANDSHAKE {
             self.head.extend_from_slice(chunk);
-            if let Ok(Progress::Done(first)) = ServerFirst::parse(&self.head) {
-                self.first = Some(first);
-                self.head = Vec::new();
+            match ServerFirst::parse(&self.head) {
+                Ok(Progress::Done(first)) => {
+                    self.first = Some(first);
+                    self.head = Vec::new();
+                }
+                Ok(Progress::NeedMore) => {}
+                Err(error) => {
+                    return Err(Failure::new(
+                        Cause::NotTls,
+                        format!("what the server answers is no TLS handshake: {error}"),
+                    ));
+                }
             }
         }
         Ok(())

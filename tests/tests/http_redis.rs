@@ -1,0 +1,253 @@
+//! curl and redis-cli in clear, against servers that speak TLS alone.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::{Result, ensure};
+use mantled_tests::{Capture, Daemon, Group, Lab, Program, assert_clean, lab, run, succeed};
+
+fn curl(lab: &Lab, group: &Group, arguments: &[&str]) -> Command {
+    let mut command = group.command(&lab.host, "curl");
+    command.args(["-sS", "--max-time", "20"]).args(arguments);
+    command
+}
+
+#[test]
+fn curl_reaches_a_tls_server_by_a_route() -> Result<()> {
+    let lab = lab!();
+    let leaf = lab.authority.leaf(&["www.site.example"])?;
+    let _server = Program::nginx(&lab, &leaf)?;
+    let group = Group::new()?;
+    let route = "[[route]]\ncidr = \"10.99.0.2\"\nport = 8000\nupstream_port = 443\nserver_name = \"www.site.example\"\n";
+    let daemon = Daemon::start(&lab, &group, "enforce", route)?;
+    let capture = Capture::start(&lab)?;
+    let base = "http://10.99.0.2:8000";
+    // Two requests on one connection.
+    let printed = succeed(&mut curl(
+        &lab,
+        &group,
+        &[
+            &format!("{base}/?needle-one"),
+            &format!("{base}/?needle-two"),
+        ],
+    ))?;
+    assert_eq!(printed, "over HTTP/1.1 for 10.99.0.2\n".repeat(2));
+    let body = lab.path("posted");
+    fs::write(&body, vec![b'p'; 10_000_000])?;
+    let posted = format!("@{}", body.display());
+    let printed = succeed(&mut curl(
+        &lab,
+        &group,
+        &["--data-binary", &posted, &format!("{base}/length")],
+    ))?;
+    assert_eq!(printed, "10000000\n");
+    let printed = succeed(&mut curl(
+        &lab,
+        &group,
+        &["--http2-prior-knowledge", &format!("{base}/")],
+    ))?;
+    assert_eq!(printed, "over HTTP/2.0 for 10.99.0.2\n");
+    let big = lab.path("big");
+    succeed(curl(&lab, &group, &[&format!("{base}/big"), "-o"]).arg(&big))?;
+    assert_eq!(fs::metadata(&big)?.len(), 16 << 20);
+    let wire = capture.finish()?;
+    ensure!(
+        wire.len() > 26_000_000,
+        "the bodies were captured: {} bytes",
+        wire.len()
+    );
+    assert_clean(
+        &wire,
+        &[
+            "needle-one",
+            "needle-two",
+            "HTTP/1.1",
+            &"p".repeat(40),
+            &"b".repeat(40),
+        ],
+    )?;
+    let records = daemon.settled_records(4)?;
+    for record in &records {
+        assert_eq!(record["mantled.path"], "verified", "{record:#}");
+        assert_eq!(record["mantled.tls.verified_name"], "www.site.example");
+        assert_eq!(record["server.port"], 8000);
+        assert_eq!(record["network.peer.port"], 443);
+        assert_eq!(record["mantled.route"], 1);
+    }
+    assert_eq!(records[0]["tls.next_protocol"], "http/1.1");
+    assert_eq!(records[2]["network.protocol.name"], "http2");
+    assert_eq!(records[2]["tls.next_protocol"], "h2");
+    Ok(())
+}
+
+#[test]
+fn port_80_without_a_route_is_port_443_where_that_verifies() -> Result<()> {
+    let lab = lab!();
+    let server = Program::nginx(&lab, &lab.authority.leaf(&["10.99.0.2"])?)?;
+    // Somebody must accept port 80: the agent's protocol is told from its words, not the port.
+    let _plain = mantled_tests::Server::start(&lab.site, mantled_tests::SITE_V4, 80, |_| Ok(()))?;
+    let group = Group::new()?;
+    let daemon = Daemon::start(&lab, &group, "enforce", "")?;
+    let printed = succeed(&mut curl(&lab, &group, &["http://10.99.0.2/"]))?;
+    assert_eq!(printed, "over HTTP/1.1 for 10.99.0.2\n");
+    let records = daemon.settled_records(1)?;
+    assert_eq!(records[0]["network.peer.port"], 443);
+    drop(server);
+    // And where it is gone, the agent is told in its own protocol.
+    let printed = succeed(&mut curl(
+        &lab,
+        &group,
+        &["-w", "%{http_code}", "http://10.99.0.2/"],
+    ))?;
+    assert!(
+        printed.contains("mantled refused") && printed.ends_with("502"),
+        "{printed}"
+    );
+    Ok(())
+}
+
+#[test]
+fn redis_cli_reaches_a_tls_server() -> Result<()> {
+    let lab = lab!();
+    let _server = Program::redis(&lab, &lab.authority.leaf(&["10.99.0.2"])?)?;
+    let group = Group::new()?;
+    let daemon = Daemon::start(&lab, &group, "enforce", "")?;
+    let capture = Capture::start(&lab)?;
+    let cli = |arguments: &[&str]| {
+        let mut command = group.command(&lab.host, "redis-cli");
+        command.args(["-h", "10.99.0.2"]).args(arguments);
+        command
+    };
+    assert_eq!(
+        succeed(&mut cli(&["set", "needle-key", "needle-value"]))?,
+        "OK\n"
+    );
+    assert_eq!(succeed(&mut cli(&["get", "needle-key"]))?, "needle-value\n");
+    let commands = lab.path("commands");
+    let text: String = (0..10_000)
+        .map(|n| format!("SET key:{n} {n}\r\n"))
+        .collect();
+    fs::write(&commands, text)?;
+    let printed = succeed(
+        group
+            .command(&lab.host, "sh")
+            .args(["-c", "redis-cli -h 10.99.0.2 --pipe < \"$0\""])
+            .arg(&commands),
+    )?;
+    assert!(printed.contains("errors: 0, replies: 10000"), "{printed}");
+    let value = lab.path("value");
+    fs::write(&value, vec![b'v'; 5_000_000])?;
+    succeed(
+        group
+            .command(&lab.host, "sh")
+            .args(["-c", "redis-cli -h 10.99.0.2 -x set large < \"$0\""])
+            .arg(&value),
+    )?;
+    assert_eq!(succeed(&mut cli(&["strlen", "large"]))?, "5000000\n");
+    let wire = capture.finish()?;
+    assert_clean(
+        &wire,
+        &["needle-key", "needle-value", "key:77", &"v".repeat(40)],
+    )?;
+    let records = daemon.settled_records(5)?;
+    assert!(
+        records
+            .iter()
+            .all(|record| record["mantled.path"] == "verified"),
+        "{records:#?}"
+    );
+    assert_eq!(records[0]["network.protocol.name"], "redis");
+    Ok(())
+}
+
+#[test]
+fn refusals_are_in_the_clients_own_protocol() -> Result<()> {
+    let lab = lab!();
+    let expired = lab.authority.expired_leaf(&["10.99.0.2"])?;
+    let _web = Program::nginx(&lab, &expired)?;
+    let _redis = Program::redis(&lab, &expired)?;
+    let group = Group::new()?;
+    let route = "[[route]]\ncidr = \"10.99.0.2\"\nport = 80\nupstream_port = 443\n";
+    let daemon = Daemon::start(&lab, &group, "enforce", route)?;
+    let printed = succeed(&mut curl(
+        &lab,
+        &group,
+        &["-w", "%{http_code}", "http://10.99.0.2/"],
+    ))?;
+    assert!(
+        printed.contains("expired") && printed.ends_with("502"),
+        "{printed}"
+    );
+    let output = run(
+        group
+            .command(&lab.host, "redis-cli")
+            .args(["-h", "10.99.0.2", "get", "x"]),
+        Duration::from_secs(10),
+    )?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        printed.contains("ERR mantled refused") && printed.contains("expired"),
+        "{printed}"
+    );
+    for record in daemon.settled_records(2)? {
+        assert_eq!(record["error.type"], "certificate_expired");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agents_own_tls_is_seen_and_passes_only_where_it_may() -> Result<()> {
+    let lab = lab!();
+    let _server = Program::nginx(&lab, &lab.authority.leaf(&["www.site.example"])?)?;
+    let group = Group::new()?;
+    let authority = lab.path("ca.pem");
+    let https = || {
+        run(
+            curl(
+                &lab,
+                &group,
+                &["--resolve", "www.site.example:443:10.99.0.2"],
+            )
+            .arg("--cacert")
+            .arg(&authority)
+            .arg("https://www.site.example/"),
+            Duration::from_secs(20),
+        )
+    };
+    let passthrough = "[[route]]\ncidr = \"10.99.0.2\"\ntls = \"passthrough\"\n";
+    for (mode, config, served) in [
+        ("enforce", "", false),
+        ("enforce", passthrough, true),
+        ("observe", "", true),
+    ] {
+        let daemon = Daemon::start(&lab, &group, mode, config)?;
+        let output = https()?;
+        assert_eq!(
+            output.status.success(),
+            served,
+            "{mode}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let records = daemon.settled_records(1)?;
+        let record = &records[0];
+        assert_eq!(
+            record["tls.client.server_name"], "www.site.example",
+            "{record:#}"
+        );
+        assert_eq!(record["mantled.tls.client.versions"][0], "1.3");
+        assert_eq!(record["tls.client.supported_protocols"][0], "h2");
+        if served {
+            assert_eq!(record["mantled.path"], "native");
+            assert_eq!(record["tls.protocol.version"], "1.3");
+            assert!(record["tls.cipher"].is_string());
+        } else {
+            assert_eq!(record["error.type"], "native_tls");
+            assert!(record.get("mantled.path").is_none());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                said.contains("access denied"),
+                "the alert's own words: {said}"
+            );
+        }
+    }
+    Ok(())
+}
