@@ -11,8 +11,9 @@ use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
-        bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
-        bpf_set_retval, bpf_setsockopt, bpf_sk_lookup_tcp, bpf_sk_release,
+        bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_smp_processor_id,
+        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt, bpf_sk_lookup_tcp,
+        bpf_sk_release,
     },
     maps::lpm_trie::Key,
     programs::SockAddrContext,
@@ -27,8 +28,8 @@ use mantled_abi::{
 
 use crate::{
     context::{
-        Family, LOOPBACK4, LOOPBACK6, STREAM, TCP_LISTEN, is_local, is_mapped, load, set_user,
-        socket, user_address, user_port,
+        Family, LOOPBACK_DEVICE, LOOPBACK4, LOOPBACK6, STREAM, TCP_LISTEN, is_local, is_mapped,
+        load, set_user, socket, user_address, user_port,
     },
     datagram,
     event::tell,
@@ -59,11 +60,12 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let mut state = Socket {
         verdict: 0,
         via_port: 0,
+        pending: 0,
         flow: describe(ctx, family, &enrolled),
     };
     let flow = &state.flow;
 
-    if is_local(&flow.destination) {
+    if is_local(&flow.destination) && stays_here(flow.device) {
         count(COUNT_LOCAL);
         return PASS;
     }
@@ -120,7 +122,8 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         };
     }
     let mapped = is_mapped(&flow.destination);
-    state.via_port = u32::from(config.proxy_port);
+    state.via_port = config.proxy_port;
+    state.pending = 1;
     if !remember(socket(ctx), &mut state, VERDICT_REDIRECTED) {
         return refuse(ENOMEM);
     }
@@ -141,6 +144,12 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         );
     }
     PASS
+}
+
+/// A socket that is bound to another device than loopback sends even loopback addresses out of it.
+#[inline(always)]
+pub fn stays_here(device: u32) -> bool {
+    device == 0 || device == LOOPBACK_DEVICE
 }
 
 /// Is the destination, with this port, listed under `bypass`?
@@ -201,13 +210,18 @@ pub fn describe(ctx: &SockAddrContext, family: Family, enrolled: &Enrolled) -> F
             load!(sk, bpf_sock, src_ip6, 3),
         ],
     };
+    // SAFETY: the helper takes nothing.
+    let at = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: as above.
+    let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
     Flow {
+        id: (at & !0x3ff) | (cpu & 0x3ff),
         // SAFETY: these helpers take the context, or nothing.
         cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
         netns: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
         cgroup: unsafe { bpf_get_current_cgroup_id() },
         group: enrolled.id,
-        at: unsafe { bpf_ktime_get_ns() },
+        at,
         destination: user_address(ctx, family),
         source,
         port: u32::from(user_port(ctx)),

@@ -78,6 +78,9 @@ pub const TCP_LISTEN: u32 = 10;
 /// 127.0.0.1 in network order.
 pub const LOOPBACK4: u32 = 0x7f00_0001_u32.to_be();
 
+/// Index of the loopback device, the first of every network namespace.
+pub const LOOPBACK_DEVICE: u32 = 1;
+
 /// Words of `::1` in network order.
 pub const LOOPBACK6: Address = [0, 0, 0, 1_u32.to_be()];
 

@@ -8,7 +8,7 @@ use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use mantled_abi::{COUNT_DATAGRAM_REFUSED, EVENT_DATAGRAM_REFUSED, MODE_ENFORCE};
 
 use crate::{
-    connect::{PASS, describe, is_bypassed, is_resolver, refuse},
+    connect::{PASS, describe, is_bypassed, is_resolver, refuse, stays_here},
     context::{Family, is_local, load},
     event::tell,
     group::{self, Enrolled},
@@ -17,8 +17,6 @@ use crate::{
 
 const DNS: u32 = 53;
 const EPERM: i32 = 1;
-/// `AF_UNSPEC`: an unconnect, which sends nothing.
-const UNSPECIFIED: u32 = 0;
 
 /// sendto() and sendmsg() of an unconnected socket.
 #[inline(always)]
@@ -32,13 +30,11 @@ pub fn send(ctx: &SockAddrContext, family: Family) -> i32 {
 /// Local, bypassed and DNS to a resolver pass; in enforce mode nothing else does.
 #[inline(always)]
 pub fn judge(ctx: &SockAddrContext, family: Family, enrolled: &Enrolled) -> i32 {
-    if enrolled.group.mode != MODE_ENFORCE
-        || load!(ctx.sock_addr, bpf_sock_addr, user_family) == UNSPECIFIED
-    {
+    if enrolled.group.mode != MODE_ENFORCE {
         return PASS;
     }
     let flow = describe(ctx, family, enrolled);
-    if is_local(&flow.destination)
+    if (is_local(&flow.destination) && stays_here(flow.device))
         || is_bypassed(&flow.destination, flow.port as u16)
         || (flow.port == DNS && is_resolver(&flow.destination))
     {

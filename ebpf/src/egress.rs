@@ -21,7 +21,7 @@ use mantled_abi::{
 
 use crate::{
     connect::{is_bypassed, is_resolver},
-    context::{TCP_LISTEN, is_local, load, load_pointer},
+    context::{LOOPBACK_DEVICE, TCP_LISTEN, is_local, load, load_pointer},
     event::tell,
     group,
     maps::{INBOUND, SOCKETS, count},
@@ -74,7 +74,8 @@ pub fn own(ctx: &SockContext) -> i32 {
 #[inline(always)]
 pub fn judge(ctx: &SkBuffContext) -> i32 {
     let Some(packet) = read(ctx) else { return DROP };
-    if is_local(&packet.destination) {
+    // The address alone does not say so: a socket option can send it out of another device.
+    if is_local(&packet.destination) && load!(ctx.skb.skb, __sk_buff, ifindex) == LOOPBACK_DEVICE {
         return PASS;
     }
     let Some(enrolled) = group::of_packet(ctx.skb.skb) else {

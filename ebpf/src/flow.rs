@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_ops},
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns},
     programs::SockOpsContext,
 };
 use mantled_abi::{
@@ -16,11 +16,13 @@ use mantled_abi::{
 
 use crate::{
     context::{is_local, load, load_pointer},
-    maps::{FLOWS, SESSIONS, SOCKETS, count},
+    maps::{ACCEPTED, CONFIG, FLOWS, SESSIONS, SOCKETS, count},
 };
 
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: before the SYN.
 const TCP_CONNECT: u32 = 3;
+/// `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`: the socket that accept() will return.
+const PASSIVE_ESTABLISHED: u32 = 5;
 /// `BPF_SOCK_OPS_STATE_CB`: args are the old and the new state.
 const STATE: u32 = 10;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`: asks for `STATE` calls.
@@ -39,6 +41,7 @@ const OK: u32 = 1;
 pub fn watch(ctx: &SockOpsContext) -> u32 {
     match load!(ctx.ops, bpf_sock_ops, op) {
         TCP_CONNECT => publish(ctx),
+        PASSIVE_ESTABLISHED => hand_over(ctx),
         STATE => withdraw(ctx),
         _ => {}
     }
@@ -47,26 +50,66 @@ pub fn watch(ctx: &SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn publish(ctx: &SockOpsContext) {
-    let Some(state) = storage(ctx) else { return };
-    // A socket that was redirected once and now connects elsewhere keeps its old storage.
-    if state.verdict != VERDICT_REDIRECTED
-        || u32::from_be(load!(ctx.ops, bpf_sock_ops, remote_port)) != state.via_port
-        || !is_local(&remote_address(ctx))
-    {
+    if !is_local(&remote_address(ctx)) {
         return;
     }
-    let cookie = state.flow.cookie;
-    if SESSIONS.insert(cookie, state.flow, 0).is_err() {
+    let port = u32::from_be(load!(ctx.ops, bpf_sock_ops, remote_port));
+    let state = storage(ctx).filter(|state| {
+        state.verdict == VERDICT_REDIRECTED
+            && state.pending != 0
+            && u32::from(state.via_port) == port
+    });
+    let Some(state) = state else {
+        // Nobody sent this one to the proxy. Should a flow have been left under its address, it
+        // is not this connection's.
+        if CONFIG
+            .get(0)
+            .is_some_and(|config| u32::from(config.proxy_port) == port)
+        {
+            let _ = FLOWS.remove(local(ctx));
+        }
+        return;
+    };
+    state.pending = 0;
+    // SAFETY: the helper takes nothing.
+    state.flow.at = unsafe { bpf_ktime_get_ns() };
+    let id = state.flow.id;
+    if SESSIONS.insert(id, state.flow, 0).is_err() {
         count(COUNT_MAP_FULL);
         return;
     }
-    if FLOWS.insert(source(ctx), cookie, 0).is_err() {
+    if FLOWS.insert(local(ctx), id, 0).is_err() {
         count(COUNT_MAP_FULL);
-        let _ = SESSIONS.remove(cookie);
+        let _ = SESSIONS.remove(id);
         return;
     }
     count(COUNT_PUBLISHED);
     let _ = ctx.set_cb_flags(STATE_FLAG);
+}
+
+/// The proxy's side of a connection is established: the flow moves from the address, which others
+/// can use after this connection, to the socket itself.
+#[inline(always)]
+fn hand_over(ctx: &SockOpsContext) {
+    let listening = CONFIG
+        .get(0)
+        .map_or(0, |config| u32::from(config.proxy_port));
+    if load!(ctx.ops, bpf_sock_ops, local_port) != listening {
+        return;
+    }
+    let sk = load_pointer!(ctx.ops, bpf_sock_ops, __bindgen_anon_2) as *mut bpf_sock;
+    if sk.is_null() {
+        return;
+    }
+    let key = remote(ctx);
+    // SAFETY: the value is one word, read once.
+    let Some(id) = (unsafe { FLOWS.get(key) }) else {
+        return;
+    };
+    let mut id = *id;
+    if ACCEPTED.get_or_insert(sk, &mut id).is_some() {
+        let _ = FLOWS.remove(key);
+    }
 }
 
 #[inline(always)]
@@ -76,31 +119,28 @@ fn withdraw(ctx: &SockOpsContext) {
     if old != SYN_SENT || new != CLOSE {
         return;
     }
-    // SAFETY: the helper takes the context.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
-    if SESSIONS.remove(cookie).is_err() {
+    let Some(state) = storage(ctx) else { return };
+    let id = state.flow.id;
+    if SESSIONS.remove(id).is_err() {
         return;
     }
     count(COUNT_NOT_ESTABLISHED);
-    let key = source(ctx);
+    let key = local(ctx);
     // SAFETY: the value is one word, read once.
-    if unsafe { FLOWS.get(key) }.is_some_and(|published| *published == cookie) {
+    if unsafe { FLOWS.get(key) }.is_some_and(|published| *published == id) {
         let _ = FLOWS.remove(key);
     }
 }
 
 #[inline(always)]
-fn storage(ctx: &SockOpsContext) -> Option<&'static Socket> {
+fn storage(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
     let sk = load_pointer!(ctx.ops, bpf_sock_ops, __bindgen_anon_2) as *mut bpf_sock;
-    if sk.is_null() {
-        None
-    } else {
-        SOCKETS.get(sk).map(|state| &*state)
-    }
+    if sk.is_null() { None } else { SOCKETS.get(sk) }
 }
 
+/// This side of the connection.
 #[inline(always)]
-fn source(ctx: &SockOpsContext) -> Source {
+fn local(ctx: &SockOpsContext) -> Source {
     let p = ctx.ops;
     let address = if load!(p, bpf_sock_ops, family) == AF_INET {
         [0, 0, MAPPED, load!(p, bpf_sock_ops, local_ip4)]
@@ -112,11 +152,26 @@ fn source(ctx: &SockOpsContext) -> Source {
             load!(p, bpf_sock_ops, local_ip6, 3),
         ]
     };
+    source(ctx, address, load!(p, bpf_sock_ops, local_port))
+}
+
+/// The other side of the connection.
+#[inline(always)]
+fn remote(ctx: &SockOpsContext) -> Source {
+    source(
+        ctx,
+        remote_address(ctx),
+        u32::from_be(load!(ctx.ops, bpf_sock_ops, remote_port)),
+    )
+}
+
+#[inline(always)]
+fn source(ctx: &SockOpsContext, address: Address, port: u32) -> Source {
     Source {
         // SAFETY: the helper takes the context.
-        netns: unsafe { bpf_get_netns_cookie(p.cast()) },
+        netns: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
         address,
-        port: load!(p, bpf_sock_ops, local_port),
+        port,
         pad: 0,
     }
 }

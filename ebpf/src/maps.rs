@@ -92,13 +92,18 @@ pub static LIVENESS: SkStorage<u64, NO_PREALLOC> = SkStorage::new();
 #[btf_map]
 pub static INBOUND: SkStorage<u32, { NO_PREALLOC | CLONE }> = SkStorage::new();
 
-/// Connections on their way to accept(): source to cookie. It does not evict: an evicted
+/// On the proxy's side of a connection: [`mantled_abi::Flow::id`] of the agent that it came from.
+/// Memory that cannot be had: the proxy finds the flow by its source, or refuses.
+#[btf_map]
+pub static ACCEPTED: SkStorage<u64, NO_PREALLOC> = SkStorage::new();
+
+/// Connections whose handshake with the proxy is under way: source to flow id. It does not evict: an evicted
 /// connection would be refused though nothing is wrong with it. Full: the new connection is
 /// refused by the proxy, and counted.
 #[map]
 pub static FLOWS: HashMap<Source, u64> = HashMap::with_max_entries(65_536, NO_PREALLOC as u32);
 
-/// Connections that lack a record: cookie to flow. Full: like `FLOWS`.
+/// Connections that lack a record, by flow id. Full: like `FLOWS`.
 #[map]
 pub static SESSIONS: HashMap<u64, Flow> = HashMap::with_max_entries(131_072, NO_PREALLOC as u32);
 

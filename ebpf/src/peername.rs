@@ -17,7 +17,7 @@ pub fn answer(ctx: &SockAddrContext, family: Family) -> i32 {
     };
     // The storage outlives a connection; the peer tells whether it speaks of this one.
     if state.verdict == VERDICT_REDIRECTED
-        && u32::from(user_port(ctx)) == state.via_port
+        && user_port(ctx) == state.via_port
         && is_local(&user_address(ctx, family))
     {
         set_user(ctx, family, &state.flow.destination, state.flow.port as u16);

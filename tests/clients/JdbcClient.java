@@ -84,8 +84,15 @@ public class JdbcClient {
     }
 
     public static void main(String[] arguments) throws Exception {
-        String url = arguments[0];
-        int megabytes = Integer.parseInt(arguments[1]);
+        try {
+            work(arguments[0], Integer.parseInt(arguments[1]));
+        } catch (SQLException error) {
+            System.err.println(error.getSQLState() + " " + error.getMessage());
+            System.exit(1);
+        }
+    }
+
+    static void work(String url, int megabytes) throws Exception {
         try (Connection connection = connect(url)) {
             try (Statement statement = connection.createStatement()) {
                 statement.execute("create temp table t (id int, v text); select 1");
@@ -135,7 +142,7 @@ public class JdbcClient {
                 canceller.start();
                 try {
                     statement.execute("select pg_sleep(30)");
-                    System.out.println("cancel: the query was not cancelled");
+                    throw new IllegalStateException("the query was not cancelled");
                 } catch (SQLException error) {
                     System.out.println("cancel " + error.getSQLState());
                 }

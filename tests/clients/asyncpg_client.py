@@ -1,12 +1,13 @@
 """asyncpg at work; prints what it saw, so that two ways to the server can be compared.
 
-usage: asyncpg_client.py HOST MEGABYTES CA_FILE|disable|prefer
+usage: asyncpg_client.py HOST MEGABYTES CA_FILE|default|disable|require
 """
 import asyncio
 import hashlib
 import os
 import ssl
 import sys
+import time
 
 import asyncpg
 
@@ -15,7 +16,12 @@ row = "x" * 1000
 
 
 async def connect():
-    tls = trust if trust in ("disable", "prefer") else ssl.create_default_context(cafile=trust)
+    if trust == "default":
+        tls = None  # as if nothing was said
+    elif trust in ("disable", "require"):
+        tls = trust
+    else:
+        tls = ssl.create_default_context(cafile=trust)
     return await asyncpg.connect(
         host=host, user="postgres", database="postgres", password=os.environ["PGPASSWORD"], ssl=tls
     )
@@ -59,14 +65,21 @@ async def main():
     print("notify", await asyncio.wait_for(heard, 10))
     await listener.close()
 
+    begun = time.monotonic()
     try:
         # It cancels the query on the server when its time is over.
         await connection.fetch("select pg_sleep(30)", timeout=0.5)
-        print("cancel: the query was not cancelled")
+        sys.exit("the query was not cancelled")
     except asyncio.TimeoutError:
         print("cancel")
     print("after", await connection.fetchval("select 'still here'"))
+    # It gives up its query in any case, but the next one waits for the server's end of it.
+    if time.monotonic() - begun > 10:
+        sys.exit("the query was not cancelled on the server")
     await connection.close()
 
 
-asyncio.run(main())
+try:
+    asyncio.run(main())
+except asyncpg.PostgresError as error:
+    sys.exit(f"{error.sqlstate} {error}")

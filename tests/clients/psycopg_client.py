@@ -57,7 +57,7 @@ with psycopg.connect(conninfo, autocommit=True) as connection:
     thread.start()
     try:
         connection.execute("select pg_sleep(30)")
-        print("cancel: the query was not cancelled")
+        sys.exit("the query was not cancelled")
     except psycopg.errors.QueryCanceled as error:
         print("cancel", error.sqlstate)
     thread.join()

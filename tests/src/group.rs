@@ -28,17 +28,24 @@ impl Group {
     /// # Errors
     /// No cgroup v2 hierarchy, or as mkdir(2).
     pub fn new() -> Result<Self> {
+        Self::named(&format!(
+            "mantled-test-{}-{}.service",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ))
+    }
+
+    /// Makes one of this name.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn named(name: &str) -> Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let root = mounts
             .lines()
             .map(|line| line.split(' ').collect::<Vec<_>>())
             .find_map(|fields| (fields.get(2) == Some(&"cgroup2")).then(|| fields[1].to_owned()))
             .context("no cgroup v2 hierarchy")?;
-        let name = format!(
-            "mantled-test-{}-{}.service",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
         let path = Path::new(&root).join(name);
         fs::create_dir(&path)?;
         Ok(Self { path })

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -91,6 +91,10 @@ impl Server {
             let result = serve(&mut stream);
             stream.conn.send_close_notify();
             let _ = stream.flush();
+            // Closing with something unread would reset the connection, and a goodbye that is
+            // still on its way with it.
+            let _ = stream.sock.shutdown(Shutdown::Write);
+            let _ = io::copy(&mut stream.sock, &mut io::sink());
             result
         })
     }

@@ -65,6 +65,9 @@ fn other_protocols_do_not_leave() -> Result<()> {
         ("datagram", "10.99.0.2:53"),
         ("datagram", "[fd99::2]:9"),
         ("connected-datagram", "10.99.0.2:9"),
+        ("device-datagram", "127.0.0.2:9"),
+        ("device-datagram", "10.99.0.2:9"),
+        ("pktinfo-datagram", "127.0.0.2:9"),
         ("udplite", "10.99.0.2:9"),
         ("raw", "10.99.0.2:0"),
         ("ping", "10.99.0.2:0"),
@@ -150,6 +153,68 @@ fn sockets_from_before_enrolment_do_not_leave() -> Result<()> {
         daemon.log()
     );
     Ok(())
+}
+
+/// The interpreter that `cargo xtask setup` makes.
+fn python() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/venv/bin/python")
+}
+
+fn unspec() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/unspec.py")
+}
+
+#[test]
+fn a_redirected_socket_cannot_be_used_again_to_reach_the_proxy() -> Result<()> {
+    let lab = lab!();
+    let leaf = lab.authority.leaf(&["10.99.0.2"])?;
+    let server = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
+    let group = Group::new()?;
+    let daemon = Daemon::start(&lab, &group, "enforce", "[listen]\nport = 18474\n")?;
+    let output = run(
+        group.command(&lab.host, python()).arg(unspec()).args([
+            "replay",
+            "10.99.0.2",
+            "7000",
+            "18474",
+        ]),
+        Duration::from_secs(20),
+    )?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "honest\n");
+    assert!(!output.status.success());
+    let records = daemon.settled_records(2)?;
+    assert_eq!(
+        records
+            .iter()
+            .filter(|record| record["error.type"] == "not_redirected")
+            .count(),
+        1,
+        "{records:#?}"
+    );
+    assert_eq!(server.accepted(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_datagram_socket_from_outside_cannot_hide_its_address_family() -> Result<()> {
+    let lab = lab!();
+    let group = Group::new()?;
+    let _daemon = Daemon::start(&lab, &group, "enforce", "")?;
+    let capture = Capture::start(&lab)?;
+    succeed(lab.host.command(AGENT).args([
+        "datagram",
+        "10.99.0.2:9",
+        "from outside of the group",
+    ]))?;
+    let mut outside = lab.host.command(python());
+    outside
+        .arg(unspec())
+        .args(["sendto", "10.99.0.2", "9", SECRET]);
+    let moved = Waiting::start(outside)?;
+    group.adopt(moved.child.id())?;
+    let (sent, said) = moved.go_on()?;
+    assert!(!sent && said.contains("not permitted"), "{said}");
+    assert_clean(&capture.finish()?, &[SECRET])
 }
 
 #[test]

@@ -182,11 +182,6 @@ fn bad_input_is_one_clear_line_and_leaves_nothing() -> Result<()> {
             2,
             "does not exist",
         ),
-        (
-            "[[enroll]]\nunit = \"no-such.service\"\nmode = \"enforce\"\n",
-            2,
-            "has no cgroup",
-        ),
         ("[listen]\nport = 18475\n", 1, "18475"),
     ] {
         let mut taken = None;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mantled_tests::{
     Capture, Daemon, Group, SITE_V4, Server, assert_clean, lab, mantled, run, succeed,
 };
@@ -222,5 +222,36 @@ fn a_second_daemon_is_told_so() -> Result<()> {
     )?;
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("another mantled runs"));
+    Ok(())
+}
+
+#[test]
+fn a_unit_is_followed_from_one_cgroup_to_the_next() -> Result<()> {
+    let lab = lab!();
+    let leaf = lab.authority.leaf(&["10.99.0.2"])?;
+    let tls = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
+    let name = format!("mantled-test-{}-unit.service", std::process::id());
+    // It does not run yet.
+    let daemon = Daemon::start_with(
+        &lab,
+        &format!("[[enroll]]\nunit = \"{name}\"\nmode = \"enforce\"\n"),
+    )?;
+    for round in 1..=2 {
+        let unit = Group::named(&name)?;
+        mantled_tests::eventually("enrolment", Duration::from_secs(5), || {
+            (daemon.log().matches("INFO enrolled").count() == round).then_some(())
+        })?;
+        succeed(
+            unit.command(&lab.host, AGENT)
+                .args(["echo", &tls.address.to_string(), SECRET]),
+        )?;
+        let records = daemon.settled_records(round)?;
+        assert_eq!(records[round - 1]["mantled.path"], "verified");
+        assert_eq!(records[round - 1]["mantled.systemd.unit"], name);
+        drop(unit);
+        mantled_tests::eventually("its end", Duration::from_secs(5), || {
+            (daemon.log().matches("has stopped").count() == round).then_some(())
+        })?;
+    }
     Ok(())
 }

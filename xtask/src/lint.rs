@@ -1,8 +1,17 @@
 //! What is checked without running anything.
 
+use std::process::Command;
+
 use anyhow::{Result, bail};
 
-use crate::sh;
+use crate::{setup::Compiler, sh};
+
+/// That of the machine's byte order, as in redirect's build script.
+const KERNEL_TARGET: &str = if cfg!(target_endian = "little") {
+    "bpfel-unknown-none"
+} else {
+    "bpfeb-unknown-none"
+};
 
 /// Format, clippy, and the licences and sources of the dependencies
 #[derive(clap::Args)]
@@ -13,7 +22,6 @@ impl Lint {
     pub(crate) fn run(self) -> Result<()> {
         let failed: Vec<String> = [
             sh::cargo(["fmt", "--all", "--check"]),
-            // The kernel object compiles for its own target only, in redirect's build script.
             sh::cargo([
                 "clippy",
                 "--workspace",
@@ -24,7 +32,8 @@ impl Lint {
                 "-D",
                 "warnings",
             ]),
-            // cargo-deny looks at the crates of all platforms; a build fetches its own only.
+            kernel_clippy(),
+            // cargo-deny is offline and looks at crates of other platforms, which no build fetches.
             sh::cargo(["fetch", "--quiet", "--locked"]),
             // Advisories are left out: their database is not reachable from everywhere.
             sh::cargo(["deny", "--offline", "check", "licenses", "bans", "sources"]),
@@ -38,4 +47,17 @@ impl Lint {
         }
         Ok(())
     }
+}
+
+/// The kernel object compiles for its own target only, with the toolchain and the switches that
+/// redirect's build script uses.
+fn kernel_clippy() -> Command {
+    let compiler = Compiler::choose();
+    let mut command = sh::command("rustup");
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args(["run", compiler.name(), "cargo", "clippy"])
+        .args(["--package", "mantled-ebpf", "-Z", "build-std=core"])
+        .args(["--target", KERNEL_TARGET, "--", "-D", "warnings"]);
+    command
 }

@@ -133,11 +133,13 @@ const DEBIAN_RUST: &[Package] = &[
         "rust-web-src",
         "/usr/lib/rustlib/src/rust/library/Cargo.lock",
     ),
+    // `cargo xtask lint` looks at the kernel object as well.
+    file("rust-web-clippy", "/usr/bin/cargo-clippy"),
 ];
 
 /// What bpf-linker is built with.
 const LLVM: &[Package] = &[
-    file("llvm-22-dev", "/usr/lib/llvm-22/bin/llvm-config"),
+    file("llvm-22-dev", "/usr/lib/llvm-22/include/llvm-c/Core.h"),
     file("libpolly-22-dev", "/usr/lib/llvm-22/lib/libPolly.a"),
     file("zlib1g-dev", "/usr/include/zlib.h"),
     file("libzstd-dev", "/usr/include/zstd.h"),
@@ -201,7 +203,7 @@ fn install_packages(packages: &[Package]) -> Result<()> {
         names(packages, |package| !package.proof.holds())
     };
     if missing.is_empty() {
-        println!("setup: {} packages are there", packages.len());
+        println!("setup: {} Debian packages: present", packages.len());
         return Ok(());
     }
     let list = missing.join(" ");
@@ -262,14 +264,14 @@ fn installed_packages(packages: &[Package]) -> Result<HashSet<String>> {
 
 /// The toolchain that userspace/redirect/build.rs will choose; keep the two alike.
 #[derive(PartialEq)]
-enum Compiler {
+pub(crate) enum Compiler {
     Named(String),
     Nightly,
     Debian,
 }
 
 impl Compiler {
-    fn choose() -> Self {
+    pub(crate) fn choose() -> Self {
         if let Ok(name) = env::var("MANTLED_EBPF_TOOLCHAIN") {
             return Self::Named(name);
         }
@@ -284,7 +286,7 @@ impl Compiler {
         }
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Named(name) => name,
             Self::Nightly => "nightly",
@@ -378,7 +380,7 @@ impl Tool {
     fn install(&self) -> Result<()> {
         let Self { name, version, .. } = self;
         if self.is_there() {
-            println!("setup: {name} is there");
+            println!("setup: {name}: present");
             return Ok(());
         }
         println!("setup: installing {name} {version}");
@@ -409,6 +411,8 @@ fn install_python(what: &str, wheels: &[Wheel]) -> Result<()> {
     // Not in CARGO_TARGET_DIR: the tests look for it here.
     let venv = sh::root().join("target/lab/venv");
     let python = venv.join("bin/python");
+    // It comes last: without it, the environment was left half made.
+    let made = venv.join("bin/pip").exists();
     let installed = site_packages(&venv)?;
     let is_there = |(name, version): &Wheel| {
         let record = format!("{}-{version}.dist-info", name.replace('-', "_"));
@@ -416,12 +420,12 @@ fn install_python(what: &str, wheels: &[Wheel]) -> Result<()> {
             .iter()
             .any(|packages| packages.join(&record).is_dir())
     };
-    if python.exists() && wheels.iter().all(is_there) {
-        println!("setup: {what} in {} are there", venv.display());
+    if made && wheels.iter().all(is_there) {
+        println!("setup: {what} in {}: present", venv.display());
         return Ok(());
     }
     println!("setup: installing {what} into {}", venv.display());
-    if !python.exists() {
+    if !made {
         sh::run(
             sh::command(PYTHON)
                 .args(["-m", "venv", "--clear"])

@@ -82,7 +82,10 @@ pub struct Socket {
     /// One of the `VERDICT_` constants.
     pub verdict: u32,
     /// Port of the listener that a redirected socket was sent to.
-    pub via_port: u32,
+    pub via_port: u16,
+    /// Non-zero from the decision to redirect until the connection is published: the decision is
+    /// for one connection, and the socket can make others.
+    pub pending: u16,
     /// The connection as the agent asked for it. For `VERDICT_OWNED` only the process is set.
     pub flow: Flow,
 }
@@ -99,7 +102,7 @@ pub const VERDICT_RESOLVER: u32 = 4;
 pub const VERDICT_FAILED_OPEN: u32 = 5;
 
 /// One redirected connection: who made it and where it was going. Value of map `SESSIONS`, whose
-/// key is the socket's cookie (`u64`).
+/// key is [`Flow::id`].
 ///
 /// An entry is made when the connection starts and removed by user space when the connection's
 /// record is written, so at any time the map holds exactly the connections that lack a record;
@@ -107,6 +110,10 @@ pub const VERDICT_FAILED_OPEN: u32 = 5;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
+    /// Names this connection; a socket's cookie does not, since a socket can connect again. The
+    /// time of connect() in units of 1.024 us, with the CPU in the low ten bits: no CPU makes two
+    /// connections in that time.
+    pub id: u64,
     /// `SO_COOKIE` of the agent's socket.
     pub cookie: u64,
     /// `SO_NETNS_COOKIE` of the agent's socket.
@@ -141,7 +148,7 @@ pub struct Flow {
     pub comm: [u8; 16],
 }
 
-/// Key of map `FLOWS`: what accept() can know of a peer. The value is the socket's cookie.
+/// Key of map `FLOWS`: what accept() can know of a peer. The value is [`Flow::id`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source {

@@ -209,6 +209,38 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             println!("sent");
             Ok(())
         }
+        // Loopback addresses, out of another device.
+        "device-datagram" => {
+            let socket = datagram(address)?;
+            setsockopt(
+                &socket,
+                sockopt::BindToDevice,
+                &std::ffi::OsString::from("wire"),
+            )?;
+            socket.send_to(argument.as_bytes(), address)?;
+            println!("sent");
+            Ok(())
+        }
+        "pktinfo-datagram" => {
+            let SocketAddr::V4(v4) = address else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
+            let index = nix::net::if_::if_nametoindex("wire")?;
+            let device = nix::libc::in_pktinfo {
+                ipi_ifindex: index as i32,
+                ipi_spec_dst: nix::libc::in_addr { s_addr: 0 },
+                ipi_addr: nix::libc::in_addr { s_addr: 0 },
+            };
+            nix::sys::socket::sendmsg(
+                datagram(address)?.as_raw_fd(),
+                &[io::IoSlice::new(argument.as_bytes())],
+                &[nix::sys::socket::ControlMessage::Ipv4PacketInfo(&device)],
+                MsgFlags::empty(),
+                Some(&nix::sys::socket::SockaddrIn::from(v4)),
+            )?;
+            println!("sent");
+            Ok(())
+        }
         "udplite" => {
             const IPPROTO_UDPLITE: i32 = 136;
             send_on(

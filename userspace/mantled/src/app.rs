@@ -14,11 +14,14 @@ use std::{
 use ipnet::IpNet;
 use mantled_record::{SessionRecord, Sink};
 use mantled_redirect::{
-    Counters, Interceptor, Listeners, Pins, abi, cgroup::Cgroup, events::Events, existing,
+    Counters, Interceptor, Listeners, Pins, abi,
+    cgroup::Cgroup,
+    events::Events,
+    existing::{self, Candidate},
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
@@ -26,12 +29,20 @@ use crate::{
     proxy::{
         self, Context,
         ledger::{Ledger, Owed},
+        without_tls::WithoutTls,
     },
     tls::Connectors,
 };
 
 /// How often connections that never reached accept() are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
+
+/// How long a daemon that stops waits for its last records to be written.
+const LAST_WRITE: Duration = Duration::from_secs(10);
+
+/// How often units are looked for. A unit that starts is unprotected for this long at most; then
+/// the connections that it has made are ended.
+const FOLLOW: Duration = Duration::from_millis(200);
 
 /// Events of the kernel that are logged a second; the rest is counted.
 const LOGGED_EVENTS: u32 = 20;
@@ -78,7 +89,17 @@ pub struct App {
     context: Arc<Context>,
     listeners: Listeners,
     resolvers: Vec<IpAddr>,
+    units: Vec<Unit>,
     writer: JoinHandle<()>,
+}
+
+/// An enrolled unit: its cgroup is a new one whenever it starts.
+#[derive(Debug)]
+struct Unit {
+    name: String,
+    settings: abi::Group,
+    /// The cgroup that is enrolled; None while the unit does not run.
+    enrolled: Option<u64>,
 }
 
 impl std::fmt::Debug for App {
@@ -116,25 +137,28 @@ impl App {
         options: Options,
     ) -> Result<Self, StartError> {
         let connectors = Connectors::new(&config).map_err(StartError::Configuration)?;
-        let groups = config
-            .enrollments()
-            .iter()
-            .map(|enrollment| {
-                let cgroup = match enrollment.target() {
-                    Target::Unit(unit) => Cgroup::of_unit(unit.as_str()),
-                    Target::Cgroup(path) => Cgroup::open(Path::new(path.as_str())),
-                }?;
-                cgroup.check_enrollable()?;
-                Ok((
-                    cgroup,
-                    group(
-                        enrollment.mode(),
-                        enrollment.on_daemon_down(),
-                        enrollment.inbound(),
-                    ),
-                ))
-            })
-            .collect::<Result<Vec<_>, mantled_redirect::Error>>()?;
+        let mut groups = Vec::new();
+        let mut units = Vec::new();
+        for enrollment in config.enrollments() {
+            let settings = group(
+                enrollment.mode(),
+                enrollment.on_daemon_down(),
+                enrollment.inbound(),
+            );
+            match enrollment.target() {
+                // Units come and go; they are looked for as long as the daemon runs.
+                Target::Unit(name) => units.push(Unit {
+                    name: name.as_str().to_owned(),
+                    settings,
+                    enrolled: None,
+                }),
+                Target::Cgroup(path) => {
+                    let cgroup = Cgroup::open(Path::new(path.as_str()))?;
+                    cgroup.check_enrollable()?;
+                    groups.push((cgroup, settings));
+                }
+            }
+        }
 
         let listeners = Listeners::bind(config.listen_port())?;
         let mut interceptor = Interceptor::load(options.pins)?;
@@ -142,11 +166,12 @@ impl App {
         let owed = Owed::default();
         let settle = {
             let (flows, owed) = (flows.clone(), owed.clone());
-            move |cookie| {
-                owed.settle(cookie);
-                if let Err(error) = flows.settle(cookie) {
-                    tracing::warn!(%error, cookie, "the kernel's entry of a session stays");
+            move |flow| {
+                // The kernel's entry first: the sweeper looks at them in the other order.
+                if let Err(error) = flows.settle(flow) {
+                    tracing::warn!(%error, flow, "the kernel's entry of a session stays");
                 }
+                owed.settle(flow);
             }
         };
         let on_failure = match config.record().on_failure {
@@ -187,26 +212,48 @@ impl App {
             flows,
             netns,
             ledger,
+            without_tls: WithoutTls::default(),
         });
         let mut app = Self {
             interceptor,
             context,
             listeners,
             resolvers,
+            units,
             writer,
         };
-        let wanted: Vec<u64> = groups.iter().map(|(cgroup, _)| cgroup.id()).collect();
-        for id in app.interceptor.enrolled()? {
-            if !wanted.contains(&id) {
+        for unit in &mut app.units {
+            if let Ok(cgroup) = Cgroup::of_unit(&unit.name) {
+                groups.push((cgroup, unit.settings));
+                unit.enrolled = groups.last().map(|(cgroup, _)| cgroup.id());
+            } else {
+                tracing::warn!(
+                    unit = unit.name,
+                    "does not run; it is enrolled when it starts"
+                );
+            }
+        }
+        let before = app.interceptor.enrolled()?;
+        for id in &before {
+            if !groups.iter().any(|(cgroup, _)| cgroup.id() == *id) {
                 tracing::info!(
                     cgroup = id,
                     "withdrawn: the configuration does not enrol it any more"
                 );
-                app.interceptor.withdraw(id)?;
+                app.interceptor.withdraw(*id)?;
             }
         }
-        for (cgroup, settings) in groups {
-            app.enroll(&cgroup, settings)?;
+        for (cgroup, settings) in &groups {
+            if let Err(error) = app.enroll(cgroup, *settings) {
+                // Those that this start has added must not stay refused without a daemon.
+                for (cgroup, _) in groups
+                    .iter()
+                    .filter(|(added, _)| !before.contains(&added.id()))
+                {
+                    let _ = app.interceptor.withdraw(cgroup.id());
+                }
+                return Err(error);
+            }
         }
         Ok(app)
     }
@@ -217,52 +264,19 @@ impl App {
     /// # Errors
     /// [`StartError`].
     pub fn enroll(&mut self, cgroup: &Cgroup, settings: abi::Group) -> Result<(), StartError> {
-        self.interceptor.enroll(cgroup, settings)?;
-        let enforce = settings.mode == abi::MODE_ENFORCE;
-        tracing::info!(
-            cgroup = %cgroup.path().display(),
-            mode = if enforce { "enforce" } else { "observe" },
-            "enrolled"
-        );
-        let ends = |address: IpAddr, port| enforce && !self.is_excepted(address, port);
-        match existing::inspect(cgroup, ends) {
-            Ok(found) => {
-                if found.ended > 0 {
-                    tracing::info!(
-                        connections = found.ended,
-                        "ended connections from before enrolment"
-                    );
-                }
-                for left in found.left {
-                    tracing::warn!(
-                        connection = left,
-                        "could not end a connection from before enrolment; its packets are dropped"
-                    );
-                }
-                if enforce && settings.inbound == abi::INBOUND_REFUSE && !found.listening.is_empty()
-                {
-                    tracing::warn!(
-                        cgroup = %cgroup.path().display(),
-                        ports = ?found.listening,
-                        "the group listens, and inbound = \"refuse\": its answers to other hosts are dropped"
-                    );
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "connections from before enrolment could not be ended; their packets are dropped");
-            }
-        }
-        Ok(())
-    }
-
-    fn is_excepted(&self, address: IpAddr, port: u16) -> bool {
-        address.is_loopback()
-            || address.is_unspecified()
-            || (port == 53 && self.resolvers.contains(&address))
-            || self.context.config.bypasses().iter().any(|bypass| {
-                bypass.cidr().contains(&address)
-                    && bypass.port().is_none_or(|listed| listed == port)
-            })
+        let Self {
+            interceptor,
+            context,
+            resolvers,
+            ..
+        } = self;
+        Ok(enroll(
+            interceptor,
+            &context.config,
+            resolvers,
+            cgroup,
+            settings,
+        )?)
     }
 
     /// Serves until `stop` turns true, drains, and writes every record that can be written.
@@ -274,8 +288,9 @@ impl App {
             mut interceptor,
             context,
             listeners,
+            resolvers,
+            mut units,
             writer,
-            ..
         } = self;
         let events = interceptor.events().map_err(io::Error::other)?;
         let counters = interceptor.counters();
@@ -283,13 +298,11 @@ impl App {
             tokio::spawn(log_events(events)),
             tokio::spawn(sweep(Arc::clone(&context))),
         ];
-        let mut sockets = vec![listeners.v4.try_clone()?];
-        if let Some(v6) = &listeners.v6 {
-            sockets.push(v6.try_clone()?);
-        }
-        let served = proxy::run(Arc::clone(&context), sockets, stop).await;
-        // Not before: while sessions drain, a connect() finds the backlog of a closed listener.
-        drop(listeners);
+        let (sockets, liveness) = listeners.into_parts();
+        let served = tokio::select! {
+            served = proxy::run(Arc::clone(&context), sockets, liveness, stop) => served,
+            () = follow(&mut interceptor, &context.config, &resolvers, &mut units) => Ok(()),
+        };
         for task in background {
             task.abort();
             let _ = task.await;
@@ -297,8 +310,120 @@ impl App {
         log_totals(&counters, &context.ledger);
         drop(context);
         // The writer ends when the last ledger is gone, which the lines above have seen to.
-        let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        let written = tokio::task::spawn_blocking(move || writer.join());
+        if timeout(LAST_WRITE, written).await.is_err() {
+            tracing::error!(
+                "records could not be written; the next start writes what they owe as aborted"
+            );
+        }
         served
+    }
+}
+
+/// See [`App::enroll`].
+fn enroll(
+    interceptor: &mut Interceptor,
+    config: &Config,
+    resolvers: &[IpAddr],
+    cgroup: &Cgroup,
+    settings: abi::Group,
+) -> Result<(), mantled_redirect::Error> {
+    let known = interceptor.enrolled()?.contains(&cgroup.id());
+    interceptor.enroll(cgroup, settings)?;
+    let enforce = settings.mode == abi::MODE_ENFORCE;
+    let group = cgroup.path().display();
+    tracing::info!(cgroup = %group, mode = if enforce { "enforce" } else { "observe" }, "enrolled");
+    let allows_inbound = settings.inbound == abi::INBOUND_ALLOW;
+    let ends = |candidate| match candidate {
+        Candidate::ForeignListener => enforce && !allows_inbound,
+        // A daemon that starts again finds the connections that its predecessor has allowed.
+        Candidate::Connection { inbound: true, .. } if allows_inbound && known => false,
+        Candidate::Connection { peer, port, .. } => {
+            enforce && !is_excepted(config, resolvers, peer, port)
+        }
+    };
+    let found = match existing::inspect(cgroup, ends) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "sockets from before enrolment could not be ended; packets of the group's own are dropped");
+            return Ok(());
+        }
+    };
+    if found.ended > 0 {
+        tracing::info!(
+            sockets = found.ended,
+            "ended connections from before enrolment"
+        );
+    }
+    for left in found.left {
+        tracing::warn!(
+            socket = left,
+            "could not end a socket from before enrolment"
+        );
+    }
+    if enforce && !allows_inbound && !found.listening.is_empty() {
+        tracing::warn!(
+            cgroup = %group,
+            ports = ?found.listening,
+            "the group listens, and inbound = \"refuse\": its answers to other hosts are dropped"
+        );
+    }
+    if !found.foreign_listeners.is_empty() {
+        tracing::warn!(
+            cgroup = %group,
+            ports = ?found.foreign_listeners,
+            ended = enforce && !allows_inbound,
+            "listeners that were made outside of the group (socket activation): what they accept is not the group's"
+        );
+    }
+    Ok(())
+}
+
+/// What an enforced group may reach past the proxy.
+fn is_excepted(config: &Config, resolvers: &[IpAddr], address: IpAddr, port: u16) -> bool {
+    address.is_loopback()
+        || address.is_unspecified()
+        || (port == 53 && resolvers.contains(&address))
+        || config.bypasses().iter().any(|bypass| {
+            bypass.cidr().contains(&address) && bypass.port().is_none_or(|listed| listed == port)
+        })
+}
+
+/// Enrols units as they start, and again when they have a new cgroup. Never ends.
+async fn follow(
+    interceptor: &mut Interceptor,
+    config: &Config,
+    resolvers: &[IpAddr],
+    units: &mut [Unit],
+) {
+    let mut ticks = interval(FOLLOW);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        for unit in &mut *units {
+            let cgroup = Cgroup::of_unit(&unit.name).ok();
+            if cgroup.as_ref().map(Cgroup::id) == unit.enrolled {
+                continue;
+            }
+            if let Some(gone) = unit.enrolled.take()
+                && let Err(error) = interceptor.withdraw(gone)
+            {
+                tracing::warn!(%error, unit = unit.name, "its last cgroup could not be withdrawn");
+            }
+            let Some(cgroup) = cgroup else {
+                tracing::info!(
+                    unit = unit.name,
+                    "has stopped; it is enrolled when it starts"
+                );
+                continue;
+            };
+            match enroll(interceptor, config, resolvers, &cgroup, unit.settings) {
+                Ok(()) => unit.enrolled = Some(cgroup.id()),
+                Err(error) => {
+                    tracing::error!(%error, unit = unit.name, "COULD NOT BE ENROLLED; it is not protected")
+                }
+            }
+        }
     }
 }
 
@@ -434,7 +559,11 @@ async fn sweep(context: Arc<Context>) {
         match result {
             Ok(unsettled) => {
                 for peer in unsettled {
-                    if peer.is_stale() && !context.ledger.owes(peer.flow.cookie) {
+                    let lost = peer.is_stale()
+                        && !context.ledger.owes(peer.flow.id)
+                        // Settled since the list was read?
+                        && context.flows.is_unsettled(peer.flow.id).unwrap_or(false);
+                    if lost {
                         context
                             .ledger
                             .write_lost(&peer, "the connection never reached the proxy");

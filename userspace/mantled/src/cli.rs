@@ -142,8 +142,21 @@ fn load(path: &std::path::Path) -> Result<crate::config::Config, Exit> {
     })
 }
 
+/// A session takes two descriptors, and the usual soft limit is 1,024: takes what the hard limit
+/// allows.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, "the limit of open files stays");
+    }
+}
+
 /// The event loop.
 fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    raise_descriptor_limit();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("mantled")

@@ -161,10 +161,13 @@ impl Config {
         self.on_daemon_down.unwrap_or(mode.default_on_down())
     }
 
-    /// The same configuration without the groups that it enrols.
+    /// The same configuration for one command: without the groups that it enrols, and with
+    /// little time for sessions that outlive the command.
     #[must_use]
-    pub fn without_enrollments(mut self) -> Self {
+    pub fn for_command(mut self) -> Self {
+        const DRAIN: std::time::Duration = std::time::Duration::from_secs(2);
         self.enrollments.clear();
+        self.limits.drain = self.limits.drain.min(DRAIN);
         self
     }
 

@@ -11,7 +11,11 @@ use mantled_redirect::{Peer, cgroup, events};
 /// Describes the process behind a flow. What cannot be read (the process is gone) is left out.
 pub fn agent(peer: &Peer) -> Process {
     let pid = peer.flow.pid;
-    let cgroup = cgroup::of_process(pid).ok();
+    // The path is read afterwards, so it counts only where it names the cgroup that the kernel
+    // saw: the process may have moved, or be another one by now.
+    let cgroup = cgroup::of_process(pid)
+        .ok()
+        .filter(|path| cgroup::id_of(path).is_ok_and(|id| id == peer.flow.cgroup));
     Process {
         pid,
         name: events::text(&peer.flow.comm),

@@ -21,10 +21,11 @@ pub mod session;
 pub mod unreachable;
 pub mod upgrade;
 pub mod upstream;
+pub mod without_tls;
 
 use std::{io, sync::Arc, time::Duration};
 
-use mantled_redirect::Flows;
+use mantled_redirect::{Flows, Liveness};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -34,9 +35,13 @@ use tokio::{
 
 use crate::{config::Config, tls::Connectors};
 use ledger::Ledger;
+use without_tls::WithoutTls;
 
 /// After accept() has failed for want of descriptors or memory: time for sessions to end.
 const BREATH: Duration = Duration::from_millis(50);
+
+/// How long a daemon that stops goes on accepting what is in the backlog.
+const LAST_CALL: Duration = Duration::from_millis(50);
 
 /// What every session reads.
 #[derive(Debug)]
@@ -51,6 +56,8 @@ pub struct Context {
     pub netns: u64,
     /// Open sessions and their records.
     pub ledger: Ledger,
+    /// Servers that had no TLS a moment ago.
+    pub without_tls: WithoutTls,
 }
 
 /// Accepts until `stop` turns true, then gives the sessions `[limits] drain` to end; those that
@@ -61,6 +68,7 @@ pub struct Context {
 pub async fn run(
     context: Arc<Context>,
     listeners: Vec<std::net::TcpListener>,
+    liveness: Liveness,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(context.config.limits().sessions));
@@ -71,6 +79,8 @@ pub async fn run(
         loops.spawn(accept(context, listener, permits, stop));
     }
     let _ = stop.wait_for(|stop| *stop).await;
+    // First the kernel hears of it, so that no connection is sent to a listener that closes.
+    drop(liveness);
     while loops.join_next().await.is_some() {}
     Ok(())
 }
@@ -82,16 +92,21 @@ async fn accept(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut sessions = JoinSet::new();
+    let mut stopping = false;
     loop {
         // The permit comes first: without one, connections wait in the kernel's backlog.
-        let permit = tokio::select! {
-            permit = Arc::clone(&permits).acquire_owned() => permit,
-            _ = stop.wait_for(|stop| *stop) => break,
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            break;
         };
-        let Ok(permit) = permit else { break };
         let accepted = tokio::select! {
+            biased;
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => break,
+            // Those that are in the backlog by then are served; nobody is sent here after them.
+            () = sleep(LAST_CALL), if stopping => break,
+            _ = stop.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                continue;
+            }
         };
         match accepted {
             Ok((stream, client)) => {

@@ -12,12 +12,12 @@
 use std::{
     io::{self, Write},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Bytes that may wait with [`OnFailure::Continue`]: about 10,000 records.
@@ -25,6 +25,10 @@ const MAX_WAITING: usize = 8 << 20;
 
 /// How often a failed write is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// A write that takes longer than this is as good as failed: a pipe that nobody reads, a file
+/// system that hangs.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// What happens to sessions when their records cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,8 @@ impl std::fmt::Debug for Sink {
 #[derive(Default)]
 struct Shared {
     failing: AtomicBool,
+    /// When the write began that is under way.
+    writing: Mutex<Option<Instant>>,
     written: AtomicU64,
     dropped: AtomicU64,
 }
@@ -125,7 +131,7 @@ impl Sink {
 
     /// Can records be written?
     pub fn health(&self) -> Health {
-        if self.shared.failing.load(Ordering::Relaxed) {
+        if self.shared.failing.load(Ordering::Relaxed) || self.shared.is_stuck() {
             Health::Failing
         } else {
             Health::Working
@@ -143,6 +149,16 @@ impl Sink {
             written: self.shared.written.load(Ordering::Relaxed),
             dropped: self.shared.dropped.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl Shared {
+    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.writing().is_some_and(|since| since.elapsed() > STUCK)
     }
 }
 
@@ -203,7 +219,10 @@ impl<W: Write, S: Fn(u64)> Writer<W, S> {
     /// Writes what waits, as far as it goes.
     fn flush(&mut self) -> io::Result<()> {
         while !self.waiting.is_empty() {
-            match self.output.write(&self.waiting) {
+            *self.shared.writing() = Some(Instant::now());
+            let result = self.output.write(&self.waiting);
+            *self.shared.writing() = None;
+            match result {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => self.settle_written(written),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -234,8 +253,6 @@ impl<W: Write, S: Fn(u64)> Writer<W, S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     /// A disk with room for `room` bytes; more is made later.

@@ -44,6 +44,15 @@ pub fn of_process(pid: u32) -> io::Result<String> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup v2 line"))
 }
 
+/// The id of a cgroup that is named by a path below the hierarchy's root.
+///
+/// # Errors
+/// As stat(2); [`io::ErrorKind::NotFound`] without a hierarchy.
+pub fn id_of(path: &str) -> io::Result<u64> {
+    let root = mount_point().map_err(|_| io::ErrorKind::NotFound)?;
+    Ok(fs::metadata(root.join(path.trim_start_matches('/')))?.ino())
+}
+
 /// An open cgroup directory.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -93,36 +102,42 @@ impl Cgroup {
         Self::open(&mount_point()?)
     }
 
-    /// The cgroup of a systemd unit: the directory of that name.
+    /// The cgroup of a systemd unit of the system: the directory of that name. What lies below a
+    /// user's manager is not looked at: users name their units as they like.
     ///
     /// # Errors
-    /// [`Error::NoSuchUnit`].
+    /// [`Error::NoSuchUnit`]; [`Error::CannotEnroll`] where several have that name.
     pub fn of_unit(unit: &str) -> Result<Self, Error> {
-        fn find(directory: &Path, unit: &str, depth: u32) -> Option<PathBuf> {
-            let children: Vec<_> = fs::read_dir(directory)
-                .ok()?
-                .filter_map(Result::ok)
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .collect();
-            if let Some(found) = children.iter().find(|child| child.file_name() == unit) {
-                return Some(found.path());
+        fn find(directory: &Path, unit: &str, depth: u32, found: &mut Vec<PathBuf>) {
+            for child in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let name = child.file_name();
+                if !child.file_type().is_ok_and(|kind| kind.is_dir())
+                    || name.as_encoded_bytes().starts_with(b"user@")
+                {
+                    continue;
+                }
+                if name == unit {
+                    found.push(child.path());
+                } else if depth > 0 {
+                    find(&child.path(), unit, depth - 1, found);
+                }
             }
-            if depth == 0 {
-                return None;
-            }
-            // Units lie in slices, and users' units below their manager's.
-            children
-                .iter()
-                .find_map(|child| find(&child.path(), unit, depth - 1))
         }
-        let missing = || Error::NoSuchUnit {
-            unit: unit.to_owned(),
-        };
-        if unit.is_empty() || unit.contains('/') {
-            return Err(missing());
+        let mut found = Vec::new();
+        find(&mount_point()?, unit, MAX_DEPTH, &mut found);
+        match found.as_slice() {
+            [path] => Self::open(path),
+            [] => Err(Error::NoSuchUnit {
+                unit: unit.to_owned(),
+            }),
+            [first, second, ..] => Err(Error::CannotEnroll {
+                path: first.clone(),
+                reason: format!(
+                    "{} has the same name; name a cgroup instead",
+                    second.display()
+                ),
+            }),
         }
-        let path = find(&mount_point()?, unit, MAX_DEPTH).ok_or_else(missing)?;
-        Self::open(&path)
     }
 
     /// Makes a cgroup below the one of this process. Its own has no controllers to share out
@@ -187,25 +202,44 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The processes in it and below it.
-    pub fn processes(&self) -> Vec<u32> {
-        fn collect(directory: &Path, found: &mut Vec<u32>) {
-            if let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) {
-                found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
-            }
-            for entry in fs::read_dir(directory)
+    /// It, and every cgroup below it.
+    fn subtree(&self) -> Vec<PathBuf> {
+        let mut found = vec![self.path.clone()];
+        let mut next = 0;
+        while let Some(directory) = found.get(next) {
+            let children: Vec<_> = fs::read_dir(directory)
                 .into_iter()
                 .flatten()
-                .filter_map(Result::ok)
-            {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    collect(&entry.path(), found);
-                }
-            }
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path())
+                .collect();
+            found.extend(children);
+            next += 1;
         }
-        let mut found = Vec::new();
-        collect(&self.path, &mut found);
         found
+    }
+
+    /// The processes in it and below it.
+    pub fn processes(&self) -> Vec<u32> {
+        self.subtree()
+            .iter()
+            .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
+            .flat_map(|text| {
+                text.lines()
+                    .filter_map(|line| line.parse().ok())
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Its id, and those of the cgroups below it.
+    pub fn ids(&self) -> Vec<u64> {
+        self.subtree()
+            .iter()
+            .filter_map(|directory| fs::metadata(directory).ok())
+            .map(|metadata| metadata.ino())
+            .collect()
     }
 
     /// Ends every process in it and removes it. Processes that do not die in `patience` (they

@@ -20,6 +20,7 @@ use crate::cgroup::Cgroup;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
+const INET_DIAG_CGROUP_ID: u16 = 21;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
@@ -37,54 +38,101 @@ const LISTEN: u8 = 10;
 pub struct Existing {
     /// Local ports on which the group's servers listen, beyond loopback.
     pub listening: Vec<u16>,
-    /// Connections that were ended.
+    /// Those of them whose sockets were made in another cgroup (by socket activation, or before
+    /// the process moved in): what they accept belongs to that cgroup, so the group's egress
+    /// program does not see its packets.
+    pub foreign_listeners: Vec<u16>,
+    /// Sockets that were ended.
     pub ended: usize,
-    /// Connections that could not be ended, each with the reason.
+    /// Sockets that could not be ended, each with the reason.
     pub left: Vec<String>,
 }
 
-/// Looks at the sockets of a group's processes; ends the TCP connections and connected datagram
-/// sockets to peers for which `ends` says so.
+/// A socket of the group's that could be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidate {
+    /// A connection, or a datagram socket that is connected.
+    Connection {
+        /// The other end.
+        peer: IpAddr,
+        /// Its port.
+        port: u16,
+        /// It came in to a server of the group's.
+        inbound: bool,
+    },
+    /// A listener that was made in another cgroup.
+    ForeignListener,
+}
+
+/// Looks at the sockets of a group's processes, and ends those for which `ends` says so.
 ///
 /// It sees the network namespace of the calling thread.
 ///
 /// # Errors
 /// As netlink(7).
-pub fn inspect(cgroup: &Cgroup, ends: impl Fn(IpAddr, u16) -> bool) -> io::Result<Existing> {
+pub fn inspect(cgroup: &Cgroup, ends: impl Fn(Candidate) -> bool) -> io::Result<Existing> {
     let inodes = socket_inodes(cgroup);
     let mut existing = Existing::default();
     if inodes.is_empty() {
         return Ok(existing);
     }
+    let own = cgroup.ids();
     let netlink = open()?;
+    let mut sockets = Vec::new();
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
         for protocol in [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8] {
-            for found in list(&netlink, family, protocol)? {
-                if !inodes.contains(&found.inode) {
-                    continue;
-                }
-                if protocol == libc::IPPROTO_TCP as u8 && found.state == LISTEN {
-                    if !found.local.is_loopback() {
-                        existing.listening.push(found.local_port);
-                    }
-                    continue;
-                }
-                if found.peer_port == 0 || !ends(found.peer, found.peer_port) {
-                    continue;
-                }
-                match destroy(&netlink, family, protocol, &found.id) {
-                    Ok(()) => existing.ended += 1,
-                    // It ended by itself meanwhile.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                    Err(error) => existing
-                        .left
-                        .push(format!("{}:{}: {error}", found.peer, found.peer_port)),
-                }
+            let found = list(&netlink, family, protocol)?;
+            sockets.extend(
+                found
+                    .into_iter()
+                    .filter(|found| inodes.contains(&found.inode))
+                    .map(|found| (family, protocol, found)),
+            );
+        }
+    }
+    let is_listener =
+        |protocol: u8, found: &Found| protocol == libc::IPPROTO_TCP as u8 && found.state == LISTEN;
+    let served: HashSet<u16> = sockets
+        .iter()
+        .filter(|(_, protocol, found)| is_listener(*protocol, found))
+        .map(|(_, _, found)| found.local_port)
+        .collect();
+    for (family, protocol, found) in &sockets {
+        let candidate = if is_listener(*protocol, found) {
+            if found.local.is_loopback() {
+                continue;
+            }
+            existing.listening.push(found.local_port);
+            if found.cgroup.is_none_or(|id| own.contains(&id)) {
+                continue;
+            }
+            existing.foreign_listeners.push(found.local_port);
+            Candidate::ForeignListener
+        } else if found.peer_port != 0 {
+            Candidate::Connection {
+                peer: found.peer,
+                port: found.peer_port,
+                inbound: served.contains(&found.local_port),
+            }
+        } else {
+            continue;
+        };
+        if !ends(candidate) {
+            continue;
+        }
+        match destroy(&netlink, *family, *protocol, &found.id) {
+            Ok(()) => existing.ended += 1,
+            // It ended by itself meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => {
+                existing.left.push(format!("{candidate:?}: {error}"));
             }
         }
     }
-    existing.listening.sort_unstable();
-    existing.listening.dedup();
+    for ports in [&mut existing.listening, &mut existing.foreign_listeners] {
+        ports.sort_unstable();
+        ports.dedup();
+    }
     Ok(existing)
 }
 
@@ -118,6 +166,8 @@ struct Found {
     peer: IpAddr,
     peer_port: u16,
     inode: u32,
+    /// The cgroup in which it was made (Linux 5.9).
+    cgroup: Option<u64>,
     /// struct inet_diag_sockid as it came, cookie included, so that no other socket is meant.
     id: [u8; ID],
 }
@@ -143,8 +193,24 @@ impl Found {
             peer: address(20)?,
             peer_port: u16::from_be_bytes([id[2], id[3]]),
             inode: u32::from_ne_bytes(message.get(68..72)?.try_into().ok()?),
+            cgroup: attribute(message.get(72..).unwrap_or_default(), INET_DIAG_CGROUP_ID)
+                .and_then(|value| Some(u64::from_ne_bytes(value.get(..8)?.try_into().ok()?))),
             id,
         })
+    }
+}
+
+/// The value of an attribute: struct nlattr is length (itself included) and type, and values are
+/// padded to four bytes.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
+        let value = attributes.get(4..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
 }
 

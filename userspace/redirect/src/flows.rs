@@ -3,17 +3,18 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd as _},
     sync::Arc,
     time::Duration,
 };
 
-use mantled_abi::{Destination, Flow, Source, Unreachable};
+use mantled_abi::{Destination, Flow, Group, MODE_ENFORCE, Source, Unreachable};
 
 use crate::{from_abi, map::Map, sys, to_abi};
 
-/// How long a connection may wait for accept(). The kernel itself gives a SYN up after about two
-/// minutes; what is older belongs to a connection that never reached the proxy.
-const LONGEST_WAIT: Duration = Duration::from_secs(180);
+/// How long a connection may wait for accept(), which is long where every permit is taken. What is
+/// older belongs to a connection that never reached the proxy.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// The kernel's list of redirected connections; cheap to clone.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct Maps {
     pub(crate) flows: Map<Source, u64>,
     pub(crate) sessions: Map<u64, Flow>,
     pub(crate) unreachable: Map<Destination, Unreachable>,
+    pub(crate) accepted: Map<i32, u64>,
+    pub(crate) groups: Map<u64, Group>,
 }
 
 /// A redirected connection, in user space's terms.
@@ -53,30 +56,67 @@ impl Flows {
         Self(Arc::new(maps))
     }
 
-    /// The connection that came from `peer`, once: a second call with the same address finds
-    /// nothing. None: it was not redirected, so it is nobody that the proxy serves.
+    /// The flow of a connection that the proxy has accepted from `peer`. None: it was not
+    /// redirected, so it is nobody that the proxy serves.
+    ///
+    /// The kernel has noted the flow on the socket itself when the handshake ended. accept() can
+    /// come a moment before that; then the flow is still found under its source address.
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn take(&self, netns: u64, peer: SocketAddr) -> io::Result<Option<Peer>> {
-        let key = Source {
-            netns,
-            address: to_abi(peer.ip()),
-            port: peer.port().into(),
-            pad: 0,
+    pub fn take(
+        &self,
+        socket: impl AsFd,
+        netns: u64,
+        peer: SocketAddr,
+    ) -> io::Result<Option<Peer>> {
+        let socket = socket.as_fd().as_raw_fd();
+        let id = match self.0.accepted.get(&socket)? {
+            Some(id) => id,
+            None => {
+                let address = to_abi(peer.ip());
+                let key = Source {
+                    netns,
+                    address,
+                    port: peer.port().into(),
+                    pad: 0,
+                };
+                match self.0.flows.take(&key)? {
+                    Some(id) => id,
+                    // Between the two looks the kernel may have moved it.
+                    None => match self.0.accepted.get(&socket)? {
+                        Some(id) => id,
+                        None => return Ok(None),
+                    },
+                }
+            }
         };
-        let Some(cookie) = self.0.flows.take(&key)? else {
+        let Some(mut flow) = self.0.sessions.get(&id)? else {
             return Ok(None);
         };
-        Ok(self.0.sessions.get(&cookie)?.map(Peer::from))
+        // A connection that was decided before its group was enforced is enforced too.
+        if let Some(group) = self.0.groups.get(&flow.group)?
+            && group.mode == MODE_ENFORCE
+        {
+            flow.mode = MODE_ENFORCE;
+        }
+        Ok(Some(Peer::from(flow)))
     }
 
     /// The record of this connection is written.
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn settle(&self, cookie: u64) -> io::Result<()> {
-        self.0.sessions.remove(&cookie).map(drop)
+    pub fn settle(&self, id: u64) -> io::Result<()> {
+        self.0.sessions.remove(&id).map(drop)
+    }
+
+    /// Does this connection lack a record?
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn is_unsettled(&self, id: u64) -> io::Result<bool> {
+        self.0.sessions.get(&id).map(|found| found.is_some())
     }
 
     /// The connections that lack a record.
@@ -85,8 +125,8 @@ impl Flows {
     /// As bpf(2).
     pub fn unsettled(&self) -> io::Result<Vec<Peer>> {
         let mut found = Vec::new();
-        for cookie in self.0.sessions.keys()? {
-            if let Some(flow) = self.0.sessions.get(&cookie)? {
+        for id in self.0.sessions.keys()? {
+            if let Some(flow) = self.0.sessions.get(&id)? {
                 found.push(Peer::from(flow));
             }
         }

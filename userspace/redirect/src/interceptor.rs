@@ -39,7 +39,8 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mantled-ebpf"));
 
 /// The maps that are pinned: all of `ebpf/src/maps.rs`.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
+    "ACCEPTED",
     "CONFIG",
     "GROUPS",
     "SOCKETS",
@@ -268,18 +269,20 @@ impl Interceptor {
             })?;
         }
         let flows = Flows::new(Maps {
-            flows: open_map(&mut ebpf, "FLOWS")?,
-            sessions: open_map(&mut ebpf, "SESSIONS")?,
-            unreachable: open_map(&mut ebpf, "UNREACHABLE")?,
+            flows: open_map(&ebpf, "FLOWS")?,
+            sessions: open_map(&ebpf, "SESSIONS")?,
+            unreachable: open_map(&ebpf, "UNREACHABLE")?,
+            accepted: open_map(&ebpf, "ACCEPTED")?,
+            groups: open_map(&ebpf, "GROUPS")?,
         });
         Ok(Self {
-            config: open_map(&mut ebpf, "CONFIG")?,
-            liveness: open_map(&mut ebpf, "LIVENESS")?,
-            groups: open_map(&mut ebpf, "GROUPS")?,
-            bypass4: open_map(&mut ebpf, "BYPASS4")?,
-            bypass6: open_map(&mut ebpf, "BYPASS6")?,
-            resolvers: open_map(&mut ebpf, "RESOLVERS")?,
-            counters: Counters(Arc::new(open_fd(&mut ebpf, "COUNTERS")?)),
+            config: open_map(&ebpf, "CONFIG")?,
+            liveness: open_map(&ebpf, "LIVENESS")?,
+            groups: open_map(&ebpf, "GROUPS")?,
+            bypass4: open_map(&ebpf, "BYPASS4")?,
+            bypass6: open_map(&ebpf, "BYPASS6")?,
+            resolvers: open_map(&ebpf, "RESOLVERS")?,
+            counters: Counters(Arc::new(open_fd(&ebpf, "COUNTERS")?)),
             flows,
             ebpf,
             pins,
@@ -425,12 +428,7 @@ impl Interceptor {
     /// As bpf(2); more prefixes than the map holds.
     pub fn set_bypass(&self, entries: &[(std::net::IpAddr, u8, Vec<u16>)]) -> Result<(), Error> {
         let failed = |source| Error::io("setting the bypassed destinations", source);
-        for key in self.bypass4.keys().map_err(failed)? {
-            self.bypass4.remove(&key).map_err(failed)?;
-        }
-        for key in self.bypass6.keys().map_err(failed)? {
-            self.bypass6.remove(&key).map_err(failed)?;
-        }
+        let (mut kept4, mut kept6) = (Vec::new(), Vec::new());
         for (address, length, ports) in entries {
             let mut value = Bypass {
                 count: ports.len() as u32,
@@ -444,24 +442,27 @@ impl Interceptor {
             }
             let length = u32::from(*length);
             match address {
-                std::net::IpAddr::V4(v4) => self.bypass4.insert(
-                    &Prefix {
+                std::net::IpAddr::V4(v4) => {
+                    let key = Prefix {
                         length,
                         bytes: v4.octets(),
-                    },
-                    &value,
-                ),
-                std::net::IpAddr::V6(v6) => self.bypass6.insert(
-                    &Prefix {
+                    };
+                    self.bypass4.insert(&key, &value).map_err(failed)?;
+                    kept4.push(key);
+                }
+                std::net::IpAddr::V6(v6) => {
+                    let key = Prefix {
                         length,
                         bytes: v6.octets(),
-                    },
-                    &value,
-                ),
+                    };
+                    self.bypass6.insert(&key, &value).map_err(failed)?;
+                    kept6.push(key);
+                }
             }
-            .map_err(failed)?;
         }
-        Ok(())
+        // The old ones go last: what stays listed is listed at every moment.
+        self.bypass4.retain(&kept4).map_err(failed)?;
+        self.bypass6.retain(&kept6).map_err(failed)
     }
 
     /// Sets the resolvers that enrolled groups may ask.
@@ -470,15 +471,11 @@ impl Interceptor {
     /// As bpf(2); more than the map holds.
     pub fn set_resolvers(&self, resolvers: &[std::net::IpAddr]) -> Result<(), Error> {
         let failed = |source| Error::io("setting the resolvers", source);
-        for key in self.resolvers.keys().map_err(failed)? {
-            self.resolvers.remove(&key).map_err(failed)?;
+        let kept: Vec<_> = resolvers.iter().map(|resolver| to_abi(*resolver)).collect();
+        for key in &kept {
+            self.resolvers.insert(key, &1).map_err(failed)?;
         }
-        for resolver in resolvers {
-            self.resolvers
-                .insert(&to_abi(*resolver), &1)
-                .map_err(failed)?;
-        }
-        Ok(())
+        self.resolvers.retain(&kept).map_err(failed)
     }
 
     /// The list of redirected connections.
@@ -576,15 +573,15 @@ fn program_fd<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, Error> 
 }
 
 fn open_map<K: crate::map::Plain, V: crate::map::Plain>(
-    ebpf: &mut Ebpf,
+    ebpf: &Ebpf,
     name: &'static str,
 ) -> Result<Map<K, V>, Error> {
     Map::new(open_fd(ebpf, name)?)
         .map_err(|source| Error::io(format!("opening map {name}"), source))
 }
 
-fn open_fd(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
-    let data = match ebpf.take_map(name) {
+fn open_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
+    let data = match ebpf.map(name) {
         Some(
             AyaMap::Array(data)
             | AyaMap::HashMap(data)

@@ -26,7 +26,7 @@ pub use error::Error;
 pub use flows::{Flows, Peer};
 pub use interceptor::{Counters, Hook, Interceptor, Pins};
 pub use link::Link;
-pub use listener::Listeners;
+pub use listener::{Listeners, Liveness};
 pub use mantled_abi as abi;
 
 use std::net::{IpAddr, Ipv6Addr};

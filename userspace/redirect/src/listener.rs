@@ -22,9 +22,9 @@ const ATTEMPTS: u32 = 64;
 #[derive(Debug)]
 pub struct Listeners {
     /// 127.0.0.1.
-    pub v4: TcpListener,
+    v4: TcpListener,
     /// ::1, on the same port; None where the host has no IPv6.
-    pub v6: Option<TcpListener>,
+    v6: Option<TcpListener>,
     /// Nobody connects to it. It is never handed on, so it is gone when the daemon is.
     pub(crate) liveness: TcpListener,
 }
@@ -88,6 +88,17 @@ impl Listeners {
         Ok(self.liveness.local_addr()?.port())
     }
 
+    /// The proxy's listeners, and the proof that there is a daemon: dropping that makes the kernel
+    /// programs do what `on_daemon_down` says, at once.
+    pub fn into_parts(self) -> (Vec<TcpListener>, Liveness) {
+        (
+            std::iter::once(self.v4).chain(self.v6).collect(),
+            Liveness {
+                _socket: self.liveness,
+            },
+        )
+    }
+
     /// The network namespace that they are in.
     ///
     /// # Errors
@@ -95,6 +106,12 @@ impl Listeners {
     pub fn netns(&self) -> io::Result<u64> {
         sys::netns_cookie(&self.v4)
     }
+}
+
+/// As long as it exists, the kernel programs find a daemon.
+#[derive(Debug)]
+pub struct Liveness {
+    _socket: TcpListener,
 }
 
 fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {

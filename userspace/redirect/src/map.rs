@@ -143,6 +143,19 @@ impl<K: Plain, V: Plain> Map<K, V> {
         absent(removed).map(|found| found.is_some())
     }
 
+    /// Removes every entry whose key is not among these.
+    pub(crate) fn retain(&self, kept: &[K]) -> io::Result<()>
+    where
+        K: PartialEq,
+    {
+        for key in self.keys()? {
+            if !kept.contains(&key) {
+                self.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The keys at this time. Entries that come or go meanwhile may or may not be among them.
     pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
         let mut keys: Vec<K> = Vec::new();

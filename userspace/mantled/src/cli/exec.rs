@@ -82,7 +82,7 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
         },
     };
     // Other groups of the configuration are the daemon's.
-    let config = config.without_enrollments();
+    let config = config.for_command();
     let settings = group(
         mode,
         config.on_daemon_down_for(mode),
@@ -102,7 +102,11 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
     app.enroll(&cgroup, settings)?;
     guard.hold(&app)?;
 
-    let status = runtime()?.block_on(serve(app, &arguments.command, &cgroup, guard))?;
+    let runtime = runtime()?;
+    let status = runtime.block_on(serve(app, &arguments.command, &cgroup, guard));
+    // A writer that hangs must not keep the process.
+    runtime.shutdown_background();
+    let status = status?;
     if !arguments.quiet {
         summarise(records);
     }

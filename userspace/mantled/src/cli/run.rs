@@ -40,7 +40,8 @@ pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
         copies: None,
     };
     let mut app = App::build(config, output, options)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
         let stop = stop_signal().map_err(|error| Exit::failed(format!("signals: {error}")))?;
         if verbose > 1 {
             let logger = app.interceptor.logger()?;
@@ -49,7 +50,10 @@ pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         tracing::info!("ready");
         app.run(stop).await.map_err(Exit::failed)
-    })
+    });
+    // A writer that hangs must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 fn lock() -> Result<Flock<File>, Exit> {

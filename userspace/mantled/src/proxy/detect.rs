@@ -103,11 +103,9 @@ pub async fn listen(
     dialling: &mut Dialling,
     patience: Patience,
 ) -> Result<Spoken, Heard> {
-    let deadline = Instant::now()
-        + match patience {
-            Patience::For(time) => time,
-            Patience::UntilConnected => Duration::from_secs(3600), // the dial has its own limit
-        };
+    // Until the server is there the dial's own limit counts: one that speaks first cannot speak
+    // before.
+    let mut deadline = Instant::now() + Duration::from_secs(3600);
     let mut connected = false;
     loop {
         match recognise(&agent.head) {
@@ -131,7 +129,12 @@ pub async fn listen(
                 Err(error) => return Err(Heard::Agent(error)),
             },
             event = server(dialling, connected) => match event {
-                Ok(Event::Connected) => connected = true,
+                Ok(Event::Connected) => {
+                    connected = true;
+                    if let Patience::For(time) = patience {
+                        deadline = Instant::now() + time;
+                    }
+                }
                 Ok(Event::Spoken) if agent.head.is_empty() => return Ok(Spoken::ServerFirst),
                 // It answered what is not a whole request yet; what the agent says decides.
                 Ok(Event::Spoken) => return Ok(Spoken::Opaque),

@@ -32,7 +32,7 @@ struct Shared {
     opened: AtomicU64,
 }
 
-/// Cookies of the sessions whose records are not written yet, so that the sweeper can tell them
+/// Flow ids of the sessions whose records are not written yet, so that the sweeper can tell them
 /// from connections that never reached the proxy; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Owed(Arc<Mutex<HashSet<u64>>>);
@@ -44,13 +44,13 @@ impl Owed {
     }
 
     /// The record of this connection is written.
-    pub fn settle(&self, cookie: u64) {
-        self.set().remove(&cookie);
+    pub fn settle(&self, flow: u64) {
+        self.set().remove(&flow);
     }
 
     /// Is its record still to be written?
-    pub fn contains(&self, cookie: u64) -> bool {
-        self.set().contains(&cookie)
+    pub fn contains(&self, flow: u64) -> bool {
+        self.set().contains(&flow)
     }
 }
 
@@ -87,13 +87,13 @@ impl Ledger {
 
     /// Is the record of this connection still to be written, by a session that is open or by
     /// the sink?
-    pub fn owes(&self, cookie: u64) -> bool {
-        self.owed.contains(cookie)
+    pub fn owes(&self, flow: u64) -> bool {
+        self.owed.contains(flow)
     }
 
     /// Opens the session of a redirected connection.
     pub fn open(&self, peer: &Peer, process: Process, client: SocketAddr) -> Session {
-        let mut session = self.begin(Some(peer.flow.cookie), client);
+        let mut session = self.begin(Some(peer.flow.id), client);
         let record = &mut session.record;
         describe(record, peer);
         record.process = Some(process);
@@ -105,18 +105,18 @@ impl Ledger {
         self.begin(None, client)
     }
 
-    fn begin(&self, cookie: Option<u64>, client: SocketAddr) -> Session {
+    fn begin(&self, flow: Option<u64>, client: SocketAddr) -> Session {
         self.shared.open.fetch_add(1, Ordering::Relaxed);
         self.shared.opened.fetch_add(1, Ordering::Relaxed);
-        if let Some(cookie) = cookie {
-            self.owed.set().insert(cookie);
+        if let Some(flow) = flow {
+            self.owed.set().insert(flow);
         }
         let mut record = new_record(SystemTime::now());
         record.client_address = Some(client.ip().to_canonical().to_string());
         record.client_port = Some(client.port());
         Session {
             record,
-            cookie,
+            flow,
             started: Instant::now(),
             ledger: self.clone(),
             finished: false,
@@ -141,8 +141,8 @@ impl Ledger {
         record.error = Some(Cause::Stopped.name());
         record.reason = Some(reason.to_owned());
         record.duration_ms = age / 1_000_000;
-        self.owed.set().insert(peer.flow.cookie);
-        self.sink.submit(record.to_line(), Some(peer.flow.cookie));
+        self.owed.set().insert(peer.flow.id);
+        self.sink.submit(record.to_line(), Some(peer.flow.id));
     }
 }
 
@@ -173,7 +173,7 @@ fn describe(record: &mut SessionRecord, peer: &Peer) {
 pub struct Session {
     /// What is known so far.
     pub record: SessionRecord,
-    cookie: Option<u64>,
+    flow: Option<u64>,
     started: Instant,
     ledger: Ledger,
     finished: bool,
@@ -209,7 +209,7 @@ impl Drop for Session {
             ));
         }
         self.record.duration_ms = self.started.elapsed().as_millis() as u64;
-        self.ledger.sink.submit(self.record.to_line(), self.cookie);
+        self.ledger.sink.submit(self.record.to_line(), self.flow);
         if let Some(copies) = &self.ledger.copies {
             // The reader may have gone; the record itself is with the sink.
             let _ = copies.send(self.record.clone());

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use mantled_redirect::{Flows, Peer};
+use tokio::net::TcpStream;
 
 use crate::error::{Cause, Failure};
 
@@ -11,8 +12,13 @@ use crate::error::{Cause, Failure};
 ///
 /// # Errors
 /// [`Cause::NotRedirected`], [`Cause::Internal`].
-pub fn take(flows: &Flows, netns: u64, peer: SocketAddr) -> Result<Peer, Failure> {
-    match flows.take(netns, peer) {
+pub fn take(
+    flows: &Flows,
+    socket: &TcpStream,
+    netns: u64,
+    peer: SocketAddr,
+) -> Result<Peer, Failure> {
+    match flows.take(socket, netns, peer) {
         Ok(Some(peer)) => Ok(peer),
         Ok(None) => Err(Failure::new(
             Cause::NotRedirected,

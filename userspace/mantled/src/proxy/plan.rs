@@ -55,6 +55,11 @@ impl Plan {
         }
     }
 
+    /// May a server that cannot be verified be used in clear? An exempt route does not even try.
+    pub fn may_fall_back(&self) -> bool {
+        self.clear_text.is_some() && self.tls != TlsMode::Exempt
+    }
+
     /// Where to dial first.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(

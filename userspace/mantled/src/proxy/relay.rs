@@ -99,20 +99,12 @@ where
     match out.poll(cx, agent, server) {
         // The server does not listen any more. What it said before must still arrive: an early
         // answer to a request that is too large, for one.
-        Poll::Ready(Err(End::Write(_))) => {
-            out.state = State::Closed;
-            out.broken = true;
-        }
+        Poll::Ready(Err(End::Write(_))) => out.state = State::Closed,
         Poll::Ready(Err(end)) => return Poll::Ready(Err(end.into_failure(&AGENT, &SERVER))),
         _ => {}
     }
     if let Poll::Ready(Err(end)) = back.poll(cx, server, agent) {
-        // A server that has heard the agent's goodbye may leave without one of its own.
-        let after_goodbye = out.state != State::Open && !out.broken;
-        if !(end.is_truncation() && after_goodbye) {
-            return Poll::Ready(Err(end.into_failure(&SERVER, &AGENT)));
-        }
-        back.state = State::Closed;
+        return Poll::Ready(Err(end.into_failure(&SERVER, &AGENT)));
     }
     if out.state == State::Closed && back.state == State::Closed {
         Poll::Ready(Ok(()))
@@ -183,8 +175,6 @@ struct Direction {
     carried: u64,
     /// The writer may hold bytes that it has not put on the wire.
     unflushed: bool,
-    /// The writer has failed.
-    broken: bool,
 }
 
 impl Direction {
@@ -196,7 +186,6 @@ impl Direction {
             state: State::Open,
             carried: 0,
             unflushed: false,
-            broken: false,
         }
     }
 

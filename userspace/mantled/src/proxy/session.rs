@@ -19,7 +19,7 @@ use super::{
     relay::relay,
     unreachable,
     upgrade::Upgrade,
-    upstream::Dial,
+    upstream::{Dial, keep_alive},
 };
 use crate::{
     config::TlsMode,
@@ -29,7 +29,7 @@ use crate::{
 
 /// Serves an accepted connection. Whatever happens, it leaves one record.
 pub async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
-    let peer = match origin::take(&context.flows, context.netns, client) {
+    let peer = match origin::take(&context.flows, &stream, context.netns, client) {
         Ok(peer) => peer,
         Err(failure) => {
             drop(Agent::new(stream)); // resets
@@ -70,7 +70,9 @@ async fn walk(
             "records cannot be written, and [record] on_failure is refuse",
         ));
     }
-    agent.stream.set_nodelay(true).ok();
+    // A socket that cannot take these options is gone, which the first read tells.
+    let _ = agent.stream.set_nodelay(true);
+    let _ = keep_alive(&agent.stream);
     let plan = Plan::new(&context.config, peer);
     session.record.route = plan.route.map(|index| index + 1);
 

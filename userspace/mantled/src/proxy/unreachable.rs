@@ -24,10 +24,14 @@ pub fn remembering(
     peer: &Peer,
     dial: Dial,
 ) -> impl Future<Output = io::Result<Dialled>> + Send + use<> {
+    // A source, device or mark of the agent's own choice can make anything unreachable, for which
+    // others must not suffer.
+    let ordinary = dial.source.is_none() && dial.device == 0 && dial.mark == 0;
     let (flows, netns, destination) = (context.flows.clone(), context.netns, peer.destination);
     async move {
         let result = dial.connect().await;
-        if let Err(error) = &result
+        if ordinary
+            && let Err(error) = &result
             && let Some(errno @ (ECONNREFUSED | EHOSTUNREACH | ENETUNREACH | ETIMEDOUT)) =
                 error.raw_os_error()
             && let Err(error) = flows.mark_unreachable(netns, destination, errno, MEMORY)

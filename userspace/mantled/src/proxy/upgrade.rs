@@ -16,6 +16,7 @@ use super::{
     ledger::Session,
     plan::Plan,
     upstream::{Dial, Dialled, Upstream},
+    without_tls,
 };
 use crate::{
     config::{Protocol, TlsMode},
@@ -60,6 +61,13 @@ impl Upgrade<'_> {
     /// # Errors
     /// What refuses the session.
     pub async fn run(mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
+        if self.plan.may_fall_back()
+            && spoken != Spoken::Tls
+            && let Some(failure) = self.context.without_tls.recall(self.plan.destination)
+        {
+            self.would_refuse(failure);
+            return self.expose(dialling.take().await).map(Way::plain);
+        }
         let result = match (self.plan.tls, spoken) {
             (TlsMode::Exempt, _) => return self.expose(dialling.take().await).map(Way::plain),
             (_, Spoken::Tls) => return self.native(dialling).await,
@@ -83,11 +91,11 @@ impl Upgrade<'_> {
             (TlsMode::Auto, spoken) => self.implicit(dialling, self.alpn(spoken)).await,
         };
         match result {
-            Err(failure)
-                if self.plan.clear_text.is_some() && is_about_the_server(failure.cause) =>
-            {
-                self.session.record.would_refuse = Some(failure.cause.name());
-                self.session.record.reason = Some(failure.text);
+            Err(failure) if self.plan.may_fall_back() && is_about_the_server(failure.cause) => {
+                self.context
+                    .without_tls
+                    .remember(self.plan.destination, &failure);
+                self.would_refuse(failure);
                 // The attempt has spoiled its connection.
                 self.dial.address = self.plan.address();
                 let dialled = self.dial.connect().await;
@@ -95,6 +103,11 @@ impl Upgrade<'_> {
             }
             result => result,
         }
+    }
+
+    fn would_refuse(&mut self, failure: Failure) {
+        self.session.record.would_refuse = Some(failure.cause.name());
+        self.session.record.reason = Some(failure.text);
     }
 
     fn expose(&mut self, dialled: io::Result<Dialled>) -> Result<Upstream, Failure> {
@@ -127,13 +140,15 @@ impl Upgrade<'_> {
         {
             self.session.record.upstream_port = Some(port);
         }
+        let patience = self.context.config.limits().handshake;
+        let patience = if self.plan.may_fall_back() {
+            patience.min(without_tls::PATIENCE)
+        } else {
+            patience
+        };
+        let connector = self.context.connectors.of_route(self.plan.route);
         let verified = dialled
-            .verify(
-                self.context.connectors.of_route(self.plan.route),
-                &self.plan.name,
-                alpn,
-                self.context.config.limits().handshake,
-            )
+            .verify(connector, &self.plan.name, alpn, patience)
             .await?;
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);

@@ -62,6 +62,10 @@ impl ClientHello {
         body.vector8()?; // legacy_session_id
         body.vector16()?; // cipher_suites
         body.vector8()?; // legacy_compression_methods
+        // GREASE has no place there (RFC 8701 §3.1), so it is not an offer.
+        if is_grease(legacy_version) {
+            return None;
+        }
         let mut hello = Self {
             versions: vec![ProtocolVersion(legacy_version)],
             ..Self::default()

@@ -88,8 +88,7 @@ impl Upgrade<'_> {
                     self.agent.consume(SSL_REQUEST.len());
                     self.tell(UNWILLING).await?;
                 }
-                self.session.record.would_refuse = Some(declined.cause.name());
-                self.session.record.reason = Some(declined.text);
+                self.would_refuse(declined);
                 self.session.goes(Path::Exposed);
                 Ok(Way::plain(Upstream::Exposed(dialled.expose(permit))))
             }
