@@ -27,7 +27,7 @@ pub fn of_task() -> Option<Enrolled> {
 #[inline(always)]
 pub fn of_packet(skb: *mut __sk_buff) -> Option<Enrolled> {
     // SAFETY: `skb` is the program's context.
-    deepest(|level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) })
+    deepest(|level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) })
 }
 
 #[inline(always)]

@@ -48,6 +48,14 @@ impl Daemon {
     /// # Errors
     /// It does not get ready.
     pub fn start_with(lab: &Lab, config: &str) -> Result<Self> {
+        Self::start_under(lab, &[], config)
+    }
+
+    /// The same, under a program that starts it in its own place (`setpriv` with arguments).
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn start_under(lab: &Lab, under: &[&str], config: &str) -> Result<Self> {
         let file = lab.path("mantled.toml");
         let mut text = String::new();
         if !config.contains("[tls]") {
@@ -66,7 +74,7 @@ impl Daemon {
             let _ = fs::remove_file(stale);
         }
         let mut daemon = Self {
-            child: Self::spawn(&lab.host.file(), &file, &log)?,
+            child: Self::spawn(&lab.host.file(), under, &file, &log)?,
             config: file,
             log,
             records: lab.path("records/sessions.jsonl"),
@@ -76,10 +84,11 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn spawn(namespace: &Path, config: &Path, log: &Path) -> Result<Child> {
+    fn spawn(namespace: &Path, under: &[&str], config: &Path, log: &Path) -> Result<Child> {
         let log = File::options().create(true).append(true).open(log)?;
         Command::new("nsenter")
             .arg(format!("--net={}", namespace.display()))
+            .args(under)
             .arg(mantled()?)
             .args(["run", "--config"])
             .arg(config)
@@ -176,7 +185,7 @@ impl Daemon {
     /// It does not get ready.
     pub fn restart(&mut self) -> Result<()> {
         let before = self.log().matches(" ready").count();
-        self.child = Self::spawn(&self.namespace, &self.config, &self.log)?;
+        self.child = Self::spawn(&self.namespace, &[], &self.config, &self.log)?;
         eventually("ready again", Duration::from_secs(10), || {
             (self.log().matches(" ready").count() > before).then_some(())
         })

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use mantled_tests::{Daemon, Group, Lab, SITE_V4, SITE_V6, Server, lab, run, succeed};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");

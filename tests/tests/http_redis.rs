@@ -1,9 +1,17 @@
 //! curl and redis-cli in clear, against servers that speak TLS alone.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    io::Read as _,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
-use mantled_tests::{Capture, Daemon, Group, Lab, Program, assert_clean, lab, run, succeed};
+use anyhow::{Context as _, Result, ensure};
+use mantled_tests::{
+    Capture, Daemon, Group, Lab, Program, SITE_V4, Server, assert_clean, lab, run, succeed,
+};
 
 fn curl(lab: &Lab, group: &Group, arguments: &[&str]) -> Command {
     let mut command = group.command(&lab.host, "curl");
@@ -48,7 +56,7 @@ fn curl_reaches_a_tls_server_by_a_route() -> Result<()> {
     assert_eq!(printed, "over HTTP/2.0 for 10.99.0.2\n");
     let big = lab.path("big");
     succeed(curl(&lab, &group, &[&format!("{base}/big"), "-o"]).arg(&big))?;
-    assert_eq!(fs::metadata(&big)?.len(), 16 << 20);
+    assert!(fs::read(&big)? == vec![b'b'; 16 << 20], "another body");
     let wire = capture.finish()?;
     ensure!(
         wire.len() > 26_000_000,
@@ -72,7 +80,18 @@ fn curl_reaches_a_tls_server_by_a_route() -> Result<()> {
         assert_eq!(record["server.port"], 8000);
         assert_eq!(record["network.peer.port"], 443);
         assert_eq!(record["mantled.route"], 1);
+        assert_eq!(record["process.executable.name"], "curl");
+        assert!(record.get("error.type").is_none(), "{record:#}");
     }
+    // What was carried, with headers of less than a kilobyte.
+    let carried = |n: usize, direction: &str| records[n][direction].as_u64().unwrap_or_default();
+    let sent = carried(1, "mantled.bytes.sent");
+    assert!((10_000_000..10_001_000).contains(&sent), "{sent}");
+    let received = carried(3, "mantled.bytes.received");
+    assert!(
+        (16 << 20..(16 << 20) + 1000).contains(&received),
+        "{received}"
+    );
     assert_eq!(records[0]["tls.next_protocol"], "http/1.1");
     assert_eq!(records[2]["network.protocol.name"], "http2");
     assert_eq!(records[2]["tls.next_protocol"], "h2");
@@ -83,14 +102,23 @@ fn curl_reaches_a_tls_server_by_a_route() -> Result<()> {
 fn port_80_without_a_route_is_port_443_where_that_verifies() -> Result<()> {
     let lab = lab!();
     let server = Program::nginx(&lab, &lab.authority.leaf(&["10.99.0.2"])?)?;
-    // Somebody must accept port 80: the agent's protocol is told from its words, not the port.
-    let _plain = mantled_tests::Server::start(&lab.site, mantled_tests::SITE_V4, 80, |_| Ok(()))?;
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&heard);
+    let plain = Server::start(&lab.site, SITE_V4, 80, move |mut stream| {
+        let mut words = Vec::new();
+        stream.read_to_end(&mut words)?;
+        noted.lock().unwrap().extend(words);
+        Ok(())
+    })?;
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let printed = succeed(&mut curl(&lab, &group, &["http://10.99.0.2/"]))?;
     assert_eq!(printed, "over HTTP/1.1 for 10.99.0.2\n");
     let records = daemon.settled_records(1)?;
+    assert_eq!(records[0]["mantled.path"], "verified", "{:#}", records[0]);
+    assert_eq!(records[0]["server.port"], 80);
     assert_eq!(records[0]["network.peer.port"], 443);
+    assert!(records[0].get("mantled.route").is_none());
     drop(server);
     // And where it is gone, the agent is told in its own protocol.
     let printed = succeed(&mut curl(
@@ -102,6 +130,13 @@ fn port_80_without_a_route_is_port_443_where_that_verifies() -> Result<()> {
         printed.contains("mantled refused") && printed.ends_with("502"),
         "{printed}"
     );
+    assert_eq!(
+        daemon.settled_records(2)?[1]["error.type"],
+        "tls_not_offered"
+    );
+    // The server in clear was there, and was told nothing.
+    assert!(plain.accepted() > 0);
+    assert!(heard.lock().unwrap().is_empty());
     Ok(())
 }
 
@@ -142,21 +177,52 @@ fn redis_cli_reaches_a_tls_server() -> Result<()> {
             .args(["-c", "redis-cli -h 10.99.0.2 -x set large < \"$0\""])
             .arg(&value),
     )?;
-    assert_eq!(succeed(&mut cli(&["strlen", "large"]))?, "5000000\n");
+    let large = "v".repeat(5_000_000);
+    assert!(
+        succeed(&mut cli(&["get", "large"]))? == format!("{large}\n"),
+        "another value"
+    );
+    // The pipeline's keys, and the two.
+    assert_eq!(succeed(&mut cli(&["dbsize"]))?, "10002\n");
+    assert_eq!(succeed(&mut cli(&["get", "key:9999"]))?, "9999\n");
     let wire = capture.finish()?;
+    ensure!(
+        wire.len() > 10_000_000,
+        "the value was captured: {} bytes",
+        wire.len()
+    );
     assert_clean(
         &wire,
         &["needle-key", "needle-value", "key:77", &"v".repeat(40)],
     )?;
-    let records = daemon.settled_records(5)?;
-    assert!(
-        records
-            .iter()
-            .all(|record| record["mantled.path"] == "verified"),
-        "{records:#?}"
-    );
-    assert_eq!(records[0]["network.protocol.name"], "redis");
+    let records = daemon.settled_records(7)?;
+    for record in &records {
+        assert_eq!(record["mantled.path"], "verified", "{record:#}");
+        assert_eq!(record["network.protocol.name"], "redis");
+        assert_eq!(record["mantled.tls.verified_name"], "10.99.0.2");
+        assert_eq!(record["process.executable.name"], "redis-cli");
+        assert!(record.get("error.type").is_none(), "{record:#}");
+    }
+    // To the byte.
+    for (n, words, answer) in [
+        (0, &["set", "needle-key", "needle-value"][..], 5),
+        (1, &["get", "needle-key"], 5 + 14),
+        (3, &["set", "large", &large], 5),
+        (4, &["get", "large"], 10 + 5_000_002),
+    ] {
+        assert_eq!(records[n]["mantled.bytes.sent"], resp(words).len());
+        assert_eq!(records[n]["mantled.bytes.received"], answer);
+    }
     Ok(())
+}
+
+/// A command as it crosses the wire.
+fn resp(words: &[&str]) -> String {
+    let mut text = format!("*{}\r\n", words.len());
+    for word in words {
+        text += &format!("${}\r\n{word}\r\n", word.len());
+    }
+    text
 }
 
 #[test]
@@ -185,7 +251,7 @@ fn refusals_are_in_the_clients_own_protocol() -> Result<()> {
     )?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
-        printed.contains("ERR mantled refused") && printed.contains("expired"),
+        printed.starts_with("ERR mantled refused") && printed.contains("expired"),
         "{printed}"
     );
     for record in daemon.settled_records(2)? {
@@ -200,13 +266,14 @@ fn an_agents_own_tls_is_seen_and_passes_only_where_it_may() -> Result<()> {
     let _server = Program::nginx(&lab, &lab.authority.leaf(&["www.site.example"])?)?;
     let group = Group::new()?;
     let authority = lab.path("ca.pem");
-    let https = || {
+    let https = |maximum: &str| {
         run(
             curl(
                 &lab,
                 &group,
                 &["--resolve", "www.site.example:443:10.99.0.2"],
             )
+            .args(["--tls-max", maximum])
             .arg("--cacert")
             .arg(&authority)
             .arg("https://www.site.example/"),
@@ -220,33 +287,40 @@ fn an_agents_own_tls_is_seen_and_passes_only_where_it_may() -> Result<()> {
         ("observe", "", true),
     ] {
         let daemon = Daemon::start(&lab, &group, mode, config)?;
-        let output = https()?;
-        assert_eq!(
-            output.status.success(),
-            served,
-            "{mode}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let records = daemon.settled_records(1)?;
-        let record = &records[0];
-        assert_eq!(
-            record["tls.client.server_name"], "www.site.example",
-            "{record:#}"
-        );
-        assert_eq!(record["mantled.tls.client.versions"][0], "1.3");
-        assert_eq!(record["tls.client.supported_protocols"][0], "h2");
-        if served {
-            assert_eq!(record["mantled.path"], "native");
-            assert_eq!(record["tls.protocol.version"], "1.3");
-            assert!(record["tls.cipher"].is_string());
-        } else {
-            assert_eq!(record["error.type"], "native_tls");
-            assert!(record.get("mantled.path").is_none());
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(
-                said.contains("access denied"),
-                "the alert's own words: {said}"
+        for (n, version) in ["1.3", "1.2"].into_iter().enumerate() {
+            let output = https(version)?;
+            assert_eq!(
+                output.status.success(),
+                served,
+                "{mode}: {}",
+                String::from_utf8_lossy(&output.stderr)
             );
+            let records = daemon.settled_records(n + 1)?;
+            let record = &records[n];
+            assert_eq!(
+                record["tls.client.server_name"], "www.site.example",
+                "{record:#}"
+            );
+            assert_eq!(record["mantled.tls.client.versions"][0], version);
+            assert_eq!(record["tls.client.supported_protocols"][0], "h2");
+            if served {
+                assert_eq!(
+                    String::from_utf8_lossy(&output.stdout),
+                    "over HTTP/2.0 for www.site.example\n"
+                );
+                assert_eq!(record["mantled.path"], "native");
+                assert_eq!(record["tls.protocol.version"], version);
+                assert!(record["tls.cipher"].is_string());
+            } else {
+                assert_eq!(record["error.type"], "native_tls");
+                assert_eq!(record["mantled.verdict"], "refused");
+                assert!(record.get("mantled.path").is_none());
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(
+                    said.contains("access denied"),
+                    "the alert's own words: {said}"
+                );
+            }
         }
     }
     Ok(())

@@ -7,11 +7,12 @@
 //! 1. The agent calls connect(). A kernel program on the root of the cgroup tree finds the task
 //!    in an enrolled group, writes where it was going and who it is into socket storage, and
 //!    rewrites the address to the proxy's listener. A second program publishes that under the
-//!    connection's source address before the SYN leaves, so accept() cannot come first. (`ebpf/`,
-//!    loaded and fed by `mantled-redirect`.)
+//!    connection's source address before the SYN leaves, so accept() cannot come first, and moves
+//!    it to the proxy's own socket when the handshake ends, so nobody who gets that address later
+//!    can have it. (`ebpf/`, loaded and fed by `mantled-redirect`.)
 //! 2. [`proxy`] takes a permit, accepts and spawns [`proxy::session::serve`], which calls what
 //!    follows in order and never goes back.
-//! 3. [`proxy::origin`] turns the peer's address into the agent's flow: who, and where to. A peer
+//! 3. [`proxy::origin`] takes the agent's flow of the accepted socket: who, and where to. A peer
 //!    that the kernel did not redirect is refused: the proxy is no open relay. [`identity`] adds
 //!    what /proc knows of the process.
 //! 4. [`proxy::ledger`] opens the session. From here on, whatever happens, there is exactly one

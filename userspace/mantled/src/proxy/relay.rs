@@ -39,6 +39,9 @@ pub struct Carried {
     pub received: u64,
     /// The filter of what the server sent.
     pub from_server: Filter,
+    /// The server's stream ended without close_notify when both sides had nothing more to say, as
+    /// many servers do. Should the agent be reading still, it must not take that for an end.
+    pub cut: bool,
 }
 
 /// Carries bytes until both directions have ended.
@@ -80,6 +83,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
             sent: out.carried,
             received: back.carried,
             from_server: back.filter,
+            cut: back.cut,
         },
         result,
     )
@@ -103,8 +107,17 @@ where
         Poll::Ready(Err(end)) => return Poll::Ready(Err(end.into_failure(&AGENT, &SERVER))),
         _ => {}
     }
+    if out.state != State::Open && back.at_goodbye.is_none() {
+        back.at_goodbye = Some(back.carried);
+    }
     if let Poll::Ready(Err(end)) = back.poll(cx, server, agent) {
-        return Poll::Ready(Err(end.into_failure(&SERVER, &AGENT)));
+        // After its goodbye an agent that gets nothing more has most likely gone. One that was
+        // still being answered has been cut short.
+        if !(end.is_truncation() && back.at_goodbye == Some(back.carried)) {
+            return Poll::Ready(Err(end.into_failure(&SERVER, &AGENT)));
+        }
+        back.state = State::Closed;
+        back.cut = true;
     }
     if out.state == State::Closed && back.state == State::Closed {
         Poll::Ready(Ok(()))
@@ -175,6 +188,10 @@ struct Direction {
     carried: u64,
     /// The writer may hold bytes that it has not put on the wire.
     unflushed: bool,
+    /// What was carried when the opposite direction ended.
+    at_goodbye: Option<u64>,
+    /// See [`Carried::cut`].
+    cut: bool,
 }
 
 impl Direction {
@@ -186,6 +203,8 @@ impl Direction {
             state: State::Open,
             carried: 0,
             unflushed: false,
+            at_goodbye: None,
+            cut: false,
         }
     }
 

@@ -41,8 +41,12 @@ pub async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
     let mut agent = Agent::new(stream);
     let mut spoken = None;
     match walk(context, &peer, &mut session, &mut agent, &mut spoken).await {
-        Ok(()) => {
+        Ok(End::Whole) => {
             agent.finish();
+            session.finish(Ok(()));
+        }
+        Ok(End::Cut) => {
+            drop(agent); // resets
             session.finish(Ok(()));
         }
         Err(failure) => {
@@ -56,6 +60,14 @@ pub async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
     }
 }
 
+/// How a session without failure ends for its agent.
+enum End {
+    /// The connection is closed.
+    Whole,
+    /// It is reset, see [`super::relay::Carried::cut`].
+    Cut,
+}
+
 /// The walk of a connection: plan, dial, detect, upgrade, relay.
 async fn walk(
     context: &Context,
@@ -63,7 +75,7 @@ async fn walk(
     session: &mut Session,
     agent: &mut Agent,
     spoken: &mut Option<Spoken>,
-) -> Result<(), Failure> {
+) -> Result<End, Failure> {
     if context.ledger.sink().refuses() {
         return Err(Failure::new(
             Cause::RecordFailure,
@@ -100,7 +112,7 @@ async fn walk(
     *spoken = Some(heard);
     session.record.protocol = heard.name();
     if heard == Spoken::Nothing {
-        return Ok(());
+        return Ok(End::Whole);
     }
 
     let upgrade = Upgrade {
@@ -123,5 +135,5 @@ async fn walk(
         tls.version = Some(hello.version.name());
         tls.cipher = cipher_suite_name(hello.cipher_suite).map(str::to_owned);
     }
-    result
+    result.map(|()| if carried.cut { End::Cut } else { End::Whole })
 }
