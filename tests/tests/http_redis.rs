@@ -104,7 +104,7 @@ fn port_80_without_a_route_is_port_443_where_that_verifies() -> Result<()> {
     let server = Program::nginx(&lab, &lab.authority.leaf(&["10.99.0.2"])?)?;
     let heard = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&heard);
-    let plain = Server::start(&lab.site, SITE_V4, 80, move |mut stream| {
+    let _plain = Server::start(&lab.site, SITE_V4, 80, move |mut stream| {
         let mut words = Vec::new();
         stream.read_to_end(&mut words)?;
         noted.lock().unwrap().extend(words);
