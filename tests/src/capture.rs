@@ -5,6 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Stdio},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use crate::Lab;
 pub struct Capture {
     child: Child,
     file: PathBuf,
+    last_words: Option<JoinHandle<Vec<String>>>,
 }
 
 impl Capture {
@@ -41,7 +43,7 @@ impl Capture {
                 "-s",
                 "0",
                 "-B",
-                "65536",
+                "524288",
                 "-Z",
                 "root",
                 "-w",
@@ -57,19 +59,33 @@ impl Capture {
             .map_while(Result::ok)
             .any(|line| line.contains("listening on"));
         ensure!(listening, "tcpdump did not start");
-        // It writes two more lines at its end.
-        std::thread::spawn(move || lines.for_each(drop));
-        Ok(Self { child, file })
+        // At its end it says how many packets it has lost.
+        let last_words = std::thread::spawn(move || lines.map_while(Result::ok).collect());
+        Ok(Self {
+            child,
+            file,
+            last_words: Some(last_words),
+        })
     }
 
     /// Ends it and returns every byte that it saw, headers included.
     ///
     /// # Errors
-    /// Nothing was captured, so the capture proves nothing.
+    /// Nothing was captured, or not everything, so the capture proves nothing.
     pub fn finish(mut self) -> Result<Vec<u8>> {
         std::thread::sleep(Duration::from_millis(200));
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT);
         self.child.wait()?;
+        let said = self
+            .last_words
+            .take()
+            .and_then(|words| words.join().ok())
+            .unwrap_or_default();
+        ensure!(
+            said.iter()
+                .any(|line| line == "0 packets dropped by kernel"),
+            "the capture has lost packets: {said:?}"
+        );
         let bytes = fs::read(&self.file)?;
         ensure!(bytes.len() > 24, "the capture is empty");
         Ok(bytes)

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
@@ -10,7 +11,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use mantled_tests::{
-    Capture, Daemon, Group, Lab, Program, SITE_V4, Server, assert_clean, lab, run, succeed,
+    Capture, Daemon, Group, Lab, Program, SITE_V4, Server, assert_clean, eventually, lab, run,
+    succeed,
 };
 
 fn curl(lab: &Lab, group: &Group, arguments: &[&str]) -> Command {
@@ -110,6 +112,13 @@ fn port_80_without_a_route_is_port_443_where_that_verifies() -> Result<()> {
         noted.lock().unwrap().extend(words);
         Ok(())
     })?;
+    // It does hear who speaks to it.
+    lab.site.enter(|| {
+        TcpStream::connect((SITE_V4, 80)).and_then(|mut stream| stream.write_all(b"control"))
+    })??;
+    eventually("the control", Duration::from_secs(5), || {
+        (*heard.lock().unwrap() == b"control").then_some(())
+    })?;
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let printed = succeed(&mut curl(&lab, &group, &["http://10.99.0.2/"]))?;
@@ -134,8 +143,44 @@ fn port_80_without_a_route_is_port_443_where_that_verifies() -> Result<()> {
         daemon.settled_records(2)?[1]["error.type"],
         "tls_not_offered"
     );
-    // The server in clear was there, and was told nothing.
-    assert!(heard.lock().unwrap().is_empty());
+    // The server in clear was there, and was told nothing by the agent.
+    assert_eq!(*heard.lock().unwrap(), b"control");
+    Ok(())
+}
+
+#[test]
+fn port_80_of_a_server_that_has_port_443_alone() -> Result<()> {
+    let lab = lab!();
+    let server = Program::nginx(&lab, &lab.authority.leaf(&["10.99.0.2"])?)?;
+    let group = Group::new()?;
+    let daemon = Daemon::start(&lab, &group, "enforce", "")?;
+    // Often, since the refused dial races the agent's first words.
+    const ATTEMPTS: usize = 20;
+    for _ in 0..ATTEMPTS {
+        let printed = succeed(&mut curl(&lab, &group, &["http://10.99.0.2/"]))?;
+        assert_eq!(printed, "over HTTP/1.1 for 10.99.0.2\n");
+    }
+    for record in daemon.settled_records(ATTEMPTS)? {
+        assert_eq!(record["mantled.path"], "verified");
+        assert_eq!(record["server.port"], 80);
+        assert_eq!(record["network.peer.port"], 443);
+    }
+    // Where neither port answers, the server is not there, and the next connect() says so.
+    drop(server);
+    let attempt = || {
+        run(
+            &mut curl(&lab, &group, &["http://10.99.0.2/"]),
+            Duration::from_secs(20),
+        )
+    };
+    assert!(!attempt()?.status.success());
+    let said = String::from_utf8_lossy(&attempt()?.stderr).into_owned();
+    assert!(
+        said.contains("connect to"),
+        "the errno of connect() is the dial's: {said}"
+    );
+    let records = daemon.settled_records(ATTEMPTS + 1)?;
+    assert_eq!(records[ATTEMPTS]["error.type"], "dial_failed");
     Ok(())
 }
 

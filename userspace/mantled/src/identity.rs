@@ -3,7 +3,7 @@
 //! Process, user and cgroup come from the kernel, as they were at connect(). The executable is
 //! read from /proc afterwards: it is evidence for the record, never the only ground of a permit.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use mantled_record::Process;
 use mantled_redirect::{Peer, cgroup, events};
@@ -16,12 +16,15 @@ pub fn agent(peer: &Peer) -> Process {
     let cgroup = cgroup::of_process(pid)
         .ok()
         .filter(|path| cgroup::id_of(path).is_ok_and(|id| id == peer.flow.cgroup));
+    let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
     Process {
         pid,
-        name: events::text(&peer.flow.comm),
-        executable: fs::read_link(format!("/proc/{pid}/exe"))
-            .ok()
-            .map(|path| path.to_string_lossy().into_owned()),
+        // The kernel's name is the thread's, which a program chooses.
+        name: executable.as_deref().and_then(Path::file_name).map_or_else(
+            || events::text(&peer.flow.comm),
+            |name| name.to_string_lossy().into_owned(),
+        ),
+        executable: executable.map(|path| path.to_string_lossy().into_owned()),
         uid: peer.flow.uid,
         gid: peer.flow.gid,
         unit: cgroup.as_deref().and_then(unit),

@@ -34,7 +34,7 @@ pub struct Process {
     /// Process id, in the initial namespace.
     #[serde(rename = "process.pid")]
     pub pid: u32,
-    /// The task's name.
+    /// Base name of the executable; the task's name where that could not be read.
     #[serde(rename = "process.executable.name")]
     pub name: String,
     /// The executable, read when the connection was accepted: evidence, not proof.

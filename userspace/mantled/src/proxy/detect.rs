@@ -51,6 +51,8 @@ pub enum Dialling {
     Pending(Pin<Box<dyn Future<Output = io::Result<Dialled>> + Send>>),
     /// There.
     Ready(Dialled),
+    /// Not to be had.
+    Failed(io::Error),
 }
 
 impl Dialling {
@@ -65,10 +67,17 @@ impl Dialling {
     /// As connect(2).
     pub async fn ready(&mut self) -> io::Result<&mut Dialled> {
         if let Self::Pending(dial) = self {
-            *self = Self::Ready(dial.await?);
+            *self = match dial.await {
+                Ok(dialled) => Self::Ready(dialled),
+                Err(error) => Self::Failed(error),
+            };
         }
         match self {
             Self::Ready(dialled) => Ok(dialled),
+            Self::Failed(error) => Err(match error.raw_os_error() {
+                Some(errno) => io::Error::from_raw_os_error(errno),
+                None => error.kind().into(),
+            }),
             Self::Pending(_) => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -81,6 +90,7 @@ impl Dialling {
         match self {
             Self::Pending(dial) => dial.await,
             Self::Ready(dialled) => Ok(dialled),
+            Self::Failed(error) => Err(error),
         }
     }
 }
@@ -96,17 +106,22 @@ pub enum Patience {
 
 /// Listens to both sides. What the agent said is in its `head`.
 ///
+/// Where TLS may be on another port (`elsewhere`), a server that cannot be reached is no answer
+/// yet: what the agent says decides whether that port is tried.
+///
 /// # Errors
 /// The error of the dial, as it is; it tells the errno that the agent should have got.
 pub async fn listen(
     agent: &mut Agent,
     dialling: &mut Dialling,
     patience: Patience,
+    elsewhere: bool,
 ) -> Result<Spoken, Heard> {
     // Until the server is there the dial's own limit counts: one that speaks first cannot speak
     // before.
     let mut deadline = Instant::now() + Duration::from_secs(3600);
     let mut connected = false;
+    let mut failed = false;
     loop {
         match recognise(&agent.head) {
             Some(spoken) => return Ok(spoken),
@@ -128,7 +143,7 @@ pub async fn listen(
                 Ok(false) => return Ok(Spoken::Opaque),
                 Err(error) => return Err(Heard::Agent(error)),
             },
-            event = server(dialling, connected) => match event {
+            event = server(dialling, connected), if !failed => match event {
                 Ok(Event::Connected) => {
                     connected = true;
                     if let Patience::For(time) = patience {
@@ -138,6 +153,12 @@ pub async fn listen(
                 Ok(Event::Spoken) if agent.head.is_empty() => return Ok(Spoken::ServerFirst),
                 // It answered what is not a whole request yet; what the agent says decides.
                 Ok(Event::Spoken) => return Ok(Spoken::Opaque),
+                Err(_) if elsewhere && !connected => {
+                    failed = true;
+                    if let Patience::For(time) = patience {
+                        deadline = Instant::now() + time;
+                    }
+                }
                 Err(error) => return Err(Heard::Dial(error)),
             },
             () = sleep_until(deadline) => {

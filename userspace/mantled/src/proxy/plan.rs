@@ -60,6 +60,11 @@ impl Plan {
         self.clear_text.is_some() && self.tls != TlsMode::Exempt
     }
 
+    /// May TLS be on another port than the one that is dialled first?
+    pub fn has_other_port(&self) -> bool {
+        self.tls == TlsMode::Auto && self.implicit_port() != self.address().port()
+    }
+
     /// Where to dial first.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(

@@ -96,18 +96,21 @@ async fn walk(
         mark: peer.flow.mark,
         patience: limits.dial,
     };
-    let mut dialling = Dialling::start(unreachable::remembering(context, peer, dial));
+    let mut dialling = Dialling::start(dial.connect());
 
     let patience = match plan.tls {
         TlsMode::Implicit | TlsMode::Exempt => Patience::UntilConnected,
         _ => Patience::For(limits.detect),
     };
-    let heard = match detect::listen(agent, &mut dialling, patience).await {
+    let heard = match detect::listen(agent, &mut dialling, patience, plan.has_other_port()).await {
         Ok(heard) => heard,
         Err(Heard::Agent(error)) => {
             return Err(Failure::new(Cause::AgentClosed, format!("agent: {error}")));
         }
-        Err(Heard::Dial(error)) => return Err(detect::dial_failure(&error)),
+        Err(Heard::Dial(error)) => {
+            unreachable::remember(context, plan.destination, &dial, &error);
+            return Err(detect::dial_failure(&error));
+        }
     };
     *spoken = Some(heard);
     session.record.protocol = heard.name();

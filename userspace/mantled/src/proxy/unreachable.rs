@@ -5,39 +5,31 @@
 //! errno of the dial, so that the agent's next attempt sees the truth and goes on to its next
 //! address.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
-use mantled_redirect::Peer;
 use nix::libc::{ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT};
 
-use super::{
-    Context,
-    upstream::{Dial, Dialled},
-};
+use super::{Context, upstream::Dial};
 
 /// Long enough for an agent's retry, short enough that a server which comes back is found.
 const MEMORY: Duration = Duration::from_secs(1);
 
-/// Dials, and has the kernel remember when that fails.
-pub fn remembering(
-    context: &Context,
-    peer: &Peer,
-    dial: Dial,
-) -> impl Future<Output = io::Result<Dialled>> + Send + use<> {
+/// Has the kernel remember that `dial`, made for this destination of an agent's, has failed.
+pub fn remember(context: &Context, destination: SocketAddr, dial: &Dial, error: &io::Error) {
     // A source, device or mark of the agent's own choice can make anything unreachable, for which
     // others must not suffer.
-    let ordinary = dial.source.is_none() && dial.device == 0 && dial.mark == 0;
-    let (flows, netns, destination) = (context.flows.clone(), context.netns, peer.destination);
-    async move {
-        let result = dial.connect().await;
-        if ordinary
-            && let Err(error) = &result
-            && let Some(errno @ (ECONNREFUSED | EHOSTUNREACH | ENETUNREACH | ETIMEDOUT)) =
-                error.raw_os_error()
-            && let Err(error) = flows.mark_unreachable(netns, destination, errno, MEMORY)
-        {
-            tracing::debug!(%error, "the failed dial could not be remembered");
-        }
-        result
+    if dial.source.is_some() || dial.device != 0 || dial.mark != 0 {
+        return;
+    }
+    let Some(errno @ (ECONNREFUSED | EHOSTUNREACH | ENETUNREACH | ETIMEDOUT)) =
+        error.raw_os_error()
+    else {
+        return;
+    };
+    if let Err(error) = context
+        .flows
+        .mark_unreachable(context.netns, destination, errno, MEMORY)
+    {
+        tracing::debug!(%error, "the failed dial could not be remembered");
     }
 }

@@ -4,8 +4,6 @@ mod implicit;
 mod native;
 mod postgres;
 
-use std::io;
-
 use mantled_record::Path;
 
 use super::{
@@ -15,6 +13,7 @@ use super::{
     filter::Filter,
     ledger::Session,
     plan::Plan,
+    unreachable,
     upstream::{Dial, Dialled, Upstream},
     without_tls,
 };
@@ -66,10 +65,14 @@ impl Upgrade<'_> {
             && let Some(failure) = self.context.without_tls.recall(self.plan.destination)
         {
             self.would_refuse(failure);
-            return self.expose(dialling.take().await).map(Way::plain);
+            let dialled = self.dialled(dialling).await?;
+            return self.expose(dialled).map(Way::plain);
         }
         let result = match (self.plan.tls, spoken) {
-            (TlsMode::Exempt, _) => return self.expose(dialling.take().await).map(Way::plain),
+            (TlsMode::Exempt, _) => {
+                let dialled = self.dialled(dialling).await?;
+                return self.expose(dialled).map(Way::plain);
+            }
             (_, Spoken::Tls) => return self.native(dialling).await,
             (TlsMode::Passthrough, Spoken::Postgresql) => self.postgres(dialling).await,
             (TlsMode::Passthrough, _) => Err(Failure::new(
@@ -98,11 +101,19 @@ impl Upgrade<'_> {
                 self.would_refuse(failure);
                 // The attempt has spoiled its connection.
                 self.dial.address = self.plan.address();
-                let dialled = self.dial.connect().await;
+                let dialled = self.dialled(Dialling::start(self.dial.connect())).await?;
                 self.expose(dialled).map(Way::plain)
             }
             result => result,
         }
+    }
+
+    /// Waits for the first dial; when it has failed, the kernel is told.
+    async fn dialled(&self, dialling: Dialling) -> Result<Dialled, Failure> {
+        dialling.take().await.map_err(|error| {
+            unreachable::remember(self.context, self.plan.destination, &self.dial, &error);
+            dial_failure(&error)
+        })
     }
 
     fn would_refuse(&mut self, failure: Failure) {
@@ -110,8 +121,7 @@ impl Upgrade<'_> {
         self.session.record.reason = Some(failure.text);
     }
 
-    fn expose(&mut self, dialled: io::Result<Dialled>) -> Result<Upstream, Failure> {
-        let dialled = dialled.map_err(|error| dial_failure(&error))?;
+    fn expose(&mut self, dialled: Dialled) -> Result<Upstream, Failure> {
         let permit = self.plan.clear_text.ok_or_else(|| {
             Failure::new(
                 Cause::Internal,

@@ -11,7 +11,7 @@ use super::{Upgrade, Way};
 use crate::{
     error::{Cause, Failure},
     proxy::{
-        detect::{Dialling, dial_failure},
+        detect::Dialling,
         filter::{Filter, ServerRecords},
         upstream::Upstream,
     },
@@ -39,10 +39,7 @@ impl Upgrade<'_> {
                  a route with tls = \"passthrough\" allows it",
             ));
         }
-        let dialled = dialling
-            .take()
-            .await
-            .map_err(|error| dial_failure(&error))?;
+        let dialled = self.dialled(dialling).await?;
         self.session.goes(Path::Native);
         Ok(Way {
             upstream: Upstream::Native(dialled.native()),

@@ -18,7 +18,7 @@ use super::{Upgrade, Way};
 use crate::{
     error::{Cause, Failure},
     proxy::{
-        detect::{Dialling, dial_failure},
+        detect::Dialling,
         filter::Filter,
         upstream::{Dialled, Upstream},
     },
@@ -44,10 +44,7 @@ impl Upgrade<'_> {
                     "the agent did not finish its start-up packet",
                 ))
             })?;
-        let mut dialled = dialling
-            .take()
-            .await
-            .map_err(|error| dial_failure(&error))?;
+        let mut dialled = self.dialled(dialling).await?;
         let answer = timeout(patience, ask(&mut dialled))
             .await
             .unwrap_or_else(|_| {
