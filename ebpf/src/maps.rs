@@ -132,13 +132,17 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_CO
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
-/// Adds one to a counter.
+/// Adds one to a counter. Atomically: a program can be preempted by another one of its CPU, and
+/// records are reconciled with what is counted here.
 #[inline(always)]
 pub fn count(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: the pointer is this CPU's slot of a map value, valid while the program runs;
-        // programs of one CPU do not interrupt each other between load and store in a way that
-        // matters to a counter.
-        unsafe { *counter += 1 }
+        // The BPF target of this compiler has no atomic types; the instruction has always existed.
+        // SAFETY: one atomic addition to this CPU's slot of a map value, which is aligned and
+        // valid while the program runs.
+        unsafe {
+            core::arch::asm!("lock *(u64 *)({p} + 0) += {v}", p = in(reg) counter,
+                v = in(reg) 1_u64, options(nostack))
+        };
     }
 }

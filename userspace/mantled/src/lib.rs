@@ -30,7 +30,7 @@
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
 //!    and its successor writes them as `aborted`.
 //!
-//! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid; [`app`]
+//! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid; [`enrollment`] enrols groups and follows units; [`app`]
 //! builds and joins the parts, binds everything, then runs; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
@@ -41,6 +41,7 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod enrollment;
 pub mod error;
 pub mod identity;
 pub mod proxy;

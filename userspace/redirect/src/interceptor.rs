@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -26,13 +26,14 @@ use mantled_abi::{self as abi, Bypass, Config, Group};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    Error, bpffs,
+    Error,
     cgroup::Cgroup,
     events::Events,
     flows::{Flows, Maps},
     link::Link,
     listener::Listeners,
     map::{Map, Prefix},
+    pins::Pins,
     sys, to_abi,
 };
 
@@ -127,94 +128,6 @@ static GROUP_HOOKS: [Hook; 2] = [
         since: "4.10",
     },
 ];
-
-/// Where maps and links are pinned.
-#[derive(Clone, Debug)]
-pub struct Pins {
-    base: PathBuf,
-}
-
-impl Default for Pins {
-    fn default() -> Self {
-        Self {
-            base: Path::new(bpffs::MOUNT_POINT).join("mantled"),
-        }
-    }
-}
-
-impl Pins {
-    /// The directory of this version's layout.
-    fn current(&self) -> PathBuf {
-        self.base.join(format!("v{}", abi::VERSION))
-    }
-
-    fn map(&self, name: &str) -> PathBuf {
-        self.current().join("maps").join(name)
-    }
-
-    fn link(&self, hook: &str) -> PathBuf {
-        self.current().join("links").join(hook)
-    }
-
-    fn group(&self, id: u64, hook: &str) -> PathBuf {
-        self.current().join("groups").join(format!("{id}-{hook}"))
-    }
-
-    /// Makes the directories, and refuses pins of another version.
-    fn prepare(&self) -> Result<(), Error> {
-        bpffs::ensure()?;
-        let current = self.current();
-        for entry in fs::read_dir(&self.base).into_iter().flatten().flatten() {
-            if entry.path() != current {
-                return Err(Error::OtherVersion { path: entry.path() });
-            }
-        }
-        for directory in ["maps", "links", "groups"] {
-            let path = current.join(directory);
-            fs::create_dir_all(&path)
-                .map_err(|source| Error::io(format!("making {}", path.display()), source))?;
-        }
-        Ok(())
-    }
-
-    /// Is anything pinned?
-    pub fn exist(&self) -> bool {
-        self.base.exists()
-    }
-
-    /// Detaches every program, also under a daemon that still runs, and removes every pin, of
-    /// whichever version. Returns what was detached.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Privilege`].
-    pub fn remove(&self) -> Result<Vec<String>, Error> {
-        let mut detached = Vec::new();
-        remove_below(&self.base, &mut detached)
-            .map_err(|source| Error::io(format!("removing {}", self.base.display()), source))?;
-        Ok(detached)
-    }
-}
-
-fn remove_below(path: &Path, detached: &mut Vec<String>) -> io::Result<()> {
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_below(&entry.path(), detached)?;
-            continue;
-        }
-        let is_link = path.ends_with("links") || path.ends_with("groups");
-        if is_link && let Ok(link) = Link::open(&entry.path()) {
-            link.detach()?;
-            detached.push(entry.file_name().to_string_lossy().into_owned());
-        }
-        fs::remove_file(entry.path())?;
-    }
-    fs::remove_dir(path)
-}
 
 /// The kernel programs, loaded.
 pub struct Interceptor {

@@ -19,15 +19,17 @@ mod interceptor;
 mod link;
 mod listener;
 mod map;
+mod pins;
 pub mod spawn;
 pub mod sys;
 
 pub use error::Error;
 pub use flows::{Flows, Peer};
-pub use interceptor::{Counters, Hook, Interceptor, Pins};
+pub use interceptor::{Counters, Hook, Interceptor};
 pub use link::Link;
 pub use listener::{Listeners, Liveness};
 pub use mantled_abi as abi;
+pub use pins::Pins;
 
 use std::net::{IpAddr, Ipv6Addr};
 

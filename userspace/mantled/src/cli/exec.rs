@@ -29,8 +29,9 @@ use tokio::{
 
 use super::{Exit, load, runtime};
 use crate::{
-    app::{App, Options, group, open_log},
+    app::{App, Options, open_log},
     config::{Config, Mode},
+    enrollment::group,
 };
 
 /// Exit code of a command that cannot be started, as shells have it.
