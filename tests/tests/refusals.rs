@@ -344,6 +344,27 @@ fn observe_lets_clear_text_pass_and_says_what_enforce_would_do() -> Result<()> {
     let records = daemon.settled_records(2)?;
     assert_eq!(records[1]["mantled.path"], "exposed", "{:#}", records[1]);
     assert_eq!(records[1]["mantled.enforce.error"], "tls_not_offered");
+    // And where the attempt was made on another port, the record names the one that was used.
+    let web = Server::start(&lab.site, SITE_V4, 80, |mut stream| {
+        let mut request = [0; 4];
+        stream.read_exact(&mut request)?;
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+    })?;
+    run(
+        group.command(&lab.host, AGENT).args([
+            "ask",
+            &web.address.to_string(),
+            "GET / HTTP/1.1\r\n\r\n",
+        ]),
+        Duration::from_secs(10),
+    )?;
+    let records = daemon.settled_records(3)?;
+    assert_eq!(records[2]["mantled.path"], "exposed", "{:#}", records[2]);
+    assert!(
+        records[2].get("network.peer.port").is_none(),
+        "{:#}",
+        records[2]
+    );
     Ok(())
 }
 

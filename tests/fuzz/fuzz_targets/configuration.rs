@@ -1,13 +1,19 @@
 //! A configuration is valid, or every mistake in it comes with a place and a remedy.
 #![no_main]
-#![allow(dead_code, unreachable_pub, reason = "the module is the daemon's; this uses one function")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the module is the daemon's; this uses one function"
+)]
 
-#[path = "../../../userspace/mantled/src/config.rs"]
-mod config;
+#[path = "../../../userspace/mantled/src"]
+mod daemon {
+    pub mod config;
+}
 
 use std::path::Path;
 
-use config::{Config, NoFiles};
+use daemon::config::{Config, NoFiles};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -30,8 +30,9 @@
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
 //!    and its successor writes them as `aborted`.
 //!
-//! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid; [`enrollment`] enrols groups and follows units; [`app`]
-//! builds and joins the parts, binds everything, then runs; [`cli`] is the command line.
+//! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
+//! [`enrollment`] enrols groups and follows units; [`app`] builds and joins the parts, binds
+//! everything, then runs; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its

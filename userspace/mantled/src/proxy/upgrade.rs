@@ -121,6 +121,12 @@ impl Upgrade<'_> {
         self.session.record.reason = Some(failure.text);
     }
 
+    /// The record tells the port where it is not the one that the agent asked for.
+    fn note_port(&mut self, dialled: &Dialled) {
+        let asked = self.plan.destination.port();
+        self.session.record.upstream_port = dialled.port().filter(|port| *port != asked);
+    }
+
     fn expose(&mut self, dialled: Dialled) -> Result<Upstream, Failure> {
         let permit = self.plan.clear_text.ok_or_else(|| {
             Failure::new(
@@ -128,6 +134,7 @@ impl Upgrade<'_> {
                 "clear text was about to leave without a permit",
             )
         })?;
+        self.note_port(&dialled);
         self.session.goes(Path::Exposed);
         Ok(Upstream::Exposed(dialled.expose(permit)))
     }
@@ -144,12 +151,7 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
-        if let Some(port) = dialled
-            .port()
-            .filter(|port| *port != self.plan.destination.port())
-        {
-            self.session.record.upstream_port = Some(port);
-        }
+        self.note_port(&dialled);
         let patience = self.context.config.limits().handshake;
         let patience = if self.plan.may_fall_back() {
             patience.min(without_tls::PATIENCE)
