@@ -3,9 +3,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mantled_wire::postgres::{AuthenticationError, AuthenticationFilter, Step};
+use mantled_wire::{
+    Next,
+    postgres::{AuthenticationError, AuthenticationFilter},
+};
 
-type Outcome = (Result<Step, AuthenticationError>, Vec<u8>);
+type Outcome = (Result<Next, AuthenticationError>, Vec<u8>);
 
 fuzz_target!(|input: (u16, &[u8])| {
     let (cut, stream) = input;
@@ -22,7 +25,7 @@ fuzz_target!(|input: (u16, &[u8])| {
 fn filter(pieces: &[&[u8]]) -> Outcome {
     let mut filter = AuthenticationFilter::default();
     let mut out = Vec::new();
-    let mut result = Ok(Step::Continue);
+    let mut result = Ok(Next::Continue);
     for piece in pieces {
         result = filter.filter(piece, &mut out);
     }

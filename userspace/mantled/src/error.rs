@@ -41,6 +41,8 @@ pub enum Cause {
     NotTls,
     /// What the agent sent is not the protocol that it began with.
     AgentProtocol,
+    /// What one side sent cannot be carried in the protocol that was spoken.
+    Protocol,
     /// The agent closed its connection in the middle.
     AgentClosed,
     /// The server's stream ended without TLS' goodbye: it may have been cut.
@@ -75,6 +77,7 @@ impl Cause {
             Self::NativeTls => "native_tls",
             Self::NotTls => "not_tls",
             Self::AgentProtocol => "agent_protocol",
+            Self::Protocol => "protocol",
             Self::AgentClosed => "agent_closed",
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamClosed => "upstream_closed",

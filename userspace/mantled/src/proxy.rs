@@ -18,6 +18,7 @@ pub mod plan;
 pub mod refusal;
 pub mod relay;
 pub mod session;
+pub mod spoken;
 pub mod unreachable;
 pub mod upgrade;
 pub mod upstream;

@@ -21,7 +21,11 @@ pub mod http;
 pub mod postgres;
 mod reader;
 pub mod redis;
+mod rewrite;
+pub mod starttls;
 pub mod tls;
+
+pub use rewrite::{Next, Rewrite, RewriteError};
 
 /// Does a stream that begins with these bytes speak a protocol?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

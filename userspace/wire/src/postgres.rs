@@ -6,7 +6,7 @@ mod message;
 #[cfg(test)]
 mod tests;
 
-pub use authentication::{AuthenticationError, AuthenticationFilter, Step};
+pub use authentication::{AuthenticationError, AuthenticationFilter};
 pub use message::{error_message, error_response};
 
 use crate::{Look, Progress, reader::Reader};

@@ -79,6 +79,42 @@ pub enum Protocol {
     Http2,
     /// Redis
     Redis,
+    /// SMTP
+    Smtp,
+    /// LMTP
+    Lmtp,
+    /// IMAP
+    Imap,
+    /// POP3
+    Pop3,
+    /// NNTP
+    Nntp,
+    /// ManageSieve
+    Managesieve,
+    /// FTP
+    Ftp,
+    /// MySQL and MariaDB
+    Mysql,
+    /// NATS
+    Nats,
+    /// LDAP
+    Ldap,
+    /// XMPP
+    Xmpp,
+    /// TDS: Microsoft SQL Server
+    Tds,
+    /// syslog
+    Syslog,
+    /// MQTT
+    Mqtt,
+    /// AMQP
+    Amqp,
+    /// memcached
+    Memcached,
+    /// Fluentd's forward protocol
+    Fluentd,
+    /// Lumberjack: Beats and Logstash
+    Lumberjack,
     /// Bytes that nobody looks at
     Opaque,
 }
@@ -89,8 +125,36 @@ impl Words for Protocol {
         ("http", Self::Http),
         ("http2", Self::Http2),
         ("redis", Self::Redis),
+        ("smtp", Self::Smtp),
+        ("lmtp", Self::Lmtp),
+        ("imap", Self::Imap),
+        ("pop3", Self::Pop3),
+        ("nntp", Self::Nntp),
+        ("managesieve", Self::Managesieve),
+        ("ftp", Self::Ftp),
+        ("mysql", Self::Mysql),
+        ("nats", Self::Nats),
+        ("ldap", Self::Ldap),
+        ("xmpp", Self::Xmpp),
+        ("tds", Self::Tds),
+        ("syslog", Self::Syslog),
+        ("mqtt", Self::Mqtt),
+        ("amqp", Self::Amqp),
+        ("memcached", Self::Memcached),
+        ("fluentd", Self::Fluentd),
+        ("lumberjack", Self::Lumberjack),
         ("opaque", Self::Opaque),
     ];
+}
+
+impl Protocol {
+    /// The name, in files and in records.
+    pub fn name(self) -> &'static str {
+        Self::WORDS
+            .iter()
+            .find(|(_, protocol)| *protocol == self)
+            .map_or("opaque", |(name, _)| name)
+    }
 }
 
 /// How to get from the agent's plaintext to TLS.

@@ -3,47 +3,13 @@
 use std::{future::Future, io, pin::Pin, time::Duration};
 
 use mantled_wire::{Look, http, postgres, redis, tls};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{agent::Agent, upstream::Dialled};
-use crate::error::{Cause, Failure};
-
-/// What a session speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoken {
-    /// The agent began with a ClientHello.
-    Tls,
-    /// A PostgreSQL start-up packet.
-    Postgresql,
-    /// A request line of HTTP/1.
-    Http1,
-    /// The preface of HTTP/2.
-    Http2,
-    /// A Redis command.
-    Redis,
-    /// The agent spoke, and nobody here knows the language.
-    Opaque,
-    /// The server spoke first.
-    ServerFirst,
-    /// Nobody spoke in the time that was given.
-    Silent,
-    /// The agent closed without a word.
-    Nothing,
-}
-
-impl Spoken {
-    /// The name in records (`network.protocol.name`).
-    pub fn name(self) -> Option<&'static str> {
-        Some(match self {
-            Self::Tls => "tls",
-            Self::Postgresql => "postgresql",
-            Self::Http1 => "http",
-            Self::Http2 => "http2",
-            Self::Redis => "redis",
-            Self::Opaque | Self::ServerFirst | Self::Silent | Self::Nothing => return None,
-        })
-    }
-}
+use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
+use crate::{
+    config::Protocol,
+    error::{Cause, Failure},
+};
 
 /// A server that is being dialled, or was.
 pub enum Dialling {
@@ -168,6 +134,35 @@ pub async fn listen(
     }
 }
 
+/// Which protocol a server that speaks first speaks, by its greeting; [`Spoken::ServerFirst`]
+/// where nobody here knows it. Nothing is taken from the connection.
+pub async fn greeting(dialling: &mut Dialling, port: u16, patience: Duration) -> Spoken {
+    /// How long to wait for the rest of a greeting that came in pieces.
+    const PAUSE: Duration = Duration::from_millis(5);
+
+    let deadline = Instant::now() + patience;
+    let mut greeting = [0; 1024];
+    loop {
+        let Ok(dialled) = dialling.ready().await else {
+            return Spoken::ServerFirst;
+        };
+        let length = dialled.glance(&mut greeting).await.unwrap_or_default();
+        match recognise_greeting(greeting.get(..length).unwrap_or_default(), port) {
+            Some(spoken) => return spoken,
+            None if length == 0 || length == greeting.len() || Instant::now() > deadline => {
+                return Spoken::ServerFirst;
+            }
+            None => sleep(PAUSE).await,
+        }
+    }
+}
+
+/// What a server's first bytes are; None while they can become several things. The port decides
+/// where several protocols greet alike.
+fn recognise_greeting(_greeting: &[u8], _port: u16) -> Option<Spoken> {
+    Some(Spoken::ServerFirst)
+}
+
 /// Which side failed.
 #[derive(Debug)]
 pub enum Heard {
@@ -197,16 +192,22 @@ fn recognise(head: &[u8]) -> Option<Spoken> {
         return None;
     }
     let http = match http::begins_with(head) {
-        http::Begins::Http1 => return Some(Spoken::Http1),
-        http::Begins::Http2 => return Some(Spoken::Http2),
+        http::Begins::Http1 => return Some(Spoken::Known(Protocol::Http)),
+        http::Begins::Http2 => return Some(Spoken::Known(Protocol::Http2)),
         http::Begins::No => Look::No,
         http::Begins::NeedMore => Look::NeedMore,
     };
     let looks = [
         (Spoken::Tls, tls::looks_like_client_hello(head)),
-        (Spoken::Postgresql, postgres::looks_like_startup(head)),
-        (Spoken::Redis, redis::looks_like_command(head)),
-        (Spoken::Http1, http),
+        (
+            Spoken::Known(Protocol::Postgresql),
+            postgres::looks_like_startup(head),
+        ),
+        (
+            Spoken::Known(Protocol::Redis),
+            redis::looks_like_command(head),
+        ),
+        (Spoken::Known(Protocol::Http), http),
     ];
     if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
         return Some(*spoken);
@@ -233,13 +234,22 @@ mod tests {
     fn first_bytes_are_recognised() {
         for (head, expected) in [
             (&b""[..], None),
-            (b"GET / HTTP/1.1\r\n", Some(Spoken::Http1)),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Spoken::Http2)),
+            (b"GET / HTTP/1.1\r\n", Some(Spoken::Known(Protocol::Http))),
+            (
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                Some(Spoken::Known(Protocol::Http2)),
+            ),
             (b"PRI", None),
             (b"\x16\x03\x01\x02\x00\x01", Some(Spoken::Tls)),
-            (b"\0\0\0\x08\x04\xd2\x16\x2f", Some(Spoken::Postgresql)),
+            (
+                b"\0\0\0\x08\x04\xd2\x16\x2f",
+                Some(Spoken::Known(Protocol::Postgresql)),
+            ),
             (b"\0\0", None),
-            (b"*1\r\n$4\r\nPING\r\n", Some(Spoken::Redis)),
+            (
+                b"*1\r\n$4\r\nPING\r\n",
+                Some(Spoken::Known(Protocol::Redis)),
+            ),
             (b"PING\r\n", Some(Spoken::Opaque)),
             (b"\0\x01", Some(Spoken::Opaque)),
             (b"hello", Some(Spoken::Opaque)),

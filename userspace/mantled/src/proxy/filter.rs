@@ -1,8 +1,7 @@
 //! What looks at bytes on their way through the relay.
 
 use mantled_wire::{
-    Progress,
-    postgres::{AuthenticationFilter, Step},
+    Next, Progress, Rewrite, RewriteError,
     tls::{MAX_HANDSHAKE, RecordGuard, ServerFirst},
 };
 
@@ -18,8 +17,8 @@ pub enum Filter {
     Records(RecordGuard),
     /// The same from the server, whose first message is remembered.
     ServerRecords(ServerRecords),
-    /// PostgreSQL's authentication offer without channel binding.
-    Authentication(AuthenticationFilter),
+    /// A codec changes it.
+    Rewrite(Box<dyn Rewrite>),
 }
 
 /// Checks a server's records until its choice is known, and after.
@@ -30,6 +29,12 @@ pub struct ServerRecords {
     head: Vec<u8>,
     /// What the server answered first.
     pub first: Option<ServerFirst>,
+}
+
+impl From<Option<Box<dyn Rewrite>>> for Filter {
+    fn from(rewrite: Option<Box<dyn Rewrite>>) -> Self {
+        rewrite.map_or(Self::None, Self::Rewrite)
+    }
 }
 
 impl Filter {
@@ -58,17 +63,30 @@ impl Filter {
                 records.check(chunk)?;
                 Ok(chunk)
             }
-            Self::Authentication(filter) => {
+            Self::Rewrite(rewrite) => {
                 scratch.clear();
-                let step = filter
-                    .filter(chunk, scratch)
-                    .map_err(|error| Failure::new(Cause::ChannelBinding, error.to_string()))?;
-                if step == Step::Done {
+                let next = rewrite.rewrite(chunk, scratch).map_err(|error| {
+                    let cause = match error {
+                        RewriteError::ChannelBinding(_) => Cause::ChannelBinding,
+                        RewriteError::Protocol(_) => Cause::Protocol,
+                    };
+                    Failure::new(cause, error.to_string())
+                })?;
+                if next == Next::Done {
                     *self = Self::None;
                 }
                 Ok(scratch)
             }
         }
+    }
+
+    /// The stream has ended; what was held back.
+    pub fn finish(&mut self) -> Vec<u8> {
+        let mut held = Vec::new();
+        if let Self::Rewrite(rewrite) = self {
+            rewrite.finish(&mut held);
+        }
+        held
     }
 }
 

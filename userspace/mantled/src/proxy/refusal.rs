@@ -2,8 +2,11 @@
 
 use mantled_wire::{http, postgres, redis, tls};
 
-use super::{agent::Agent, detect::Spoken};
-use crate::error::{Cause, Failure};
+use super::{agent::Agent, spoken::Spoken};
+use crate::{
+    config::Protocol,
+    error::{Cause, Failure},
+};
 
 /// SQLSTATE "sqlserver rejected establishment of sqlconnection".
 const REJECTED: &str = "08004";
@@ -16,14 +19,14 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
     }
     let text = &failure.text;
     let words = match spoken {
-        Some(Spoken::Postgresql) => postgres::error_response(
+        Some(Spoken::Known(Protocol::Postgresql)) => postgres::error_response(
             REJECTED,
             &format!("mantled refused this connection: {text}"),
             Some(failure.cause.name()),
             None,
         ),
-        Some(Spoken::Http1) => http::refusal(text),
-        Some(Spoken::Redis) => redis::refusal(text),
+        Some(Spoken::Known(Protocol::Http)) => http::refusal(text),
+        Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,
     };

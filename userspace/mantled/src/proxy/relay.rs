@@ -302,6 +302,7 @@ impl Direction {
                 Poll::Ready(result) => result.map_err(End::Read)?,
             }
             if buffer.filled().is_empty() {
+                self.kept = self.filter.finish();
                 self.state = State::Closing;
                 return Ok(Poll::Ready(()));
             }

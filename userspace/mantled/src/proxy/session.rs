@@ -10,13 +10,14 @@ use tokio::net::TcpStream;
 use super::{
     Context,
     agent::Agent,
-    detect::{self, Dialling, Heard, Patience, Spoken},
+    detect::{self, Dialling, Heard, Patience},
     filter::Filter,
     ledger::Session,
     origin,
     plan::Plan,
     refusal,
     relay::relay,
+    spoken::Spoken,
     unreachable,
     upgrade::Upgrade,
     upstream::{Dial, keep_alive},
@@ -112,6 +113,13 @@ async fn walk(
             return Err(detect::dial_failure(&error));
         }
     };
+    let heard = match heard {
+        Spoken::ServerFirst => {
+            detect::greeting(&mut dialling, plan.destination.port(), limits.detect).await
+        }
+        heard => heard,
+    };
+    let heard = heard.or_named(plan.protocol);
     *spoken = Some(heard);
     session.record.protocol = heard.name();
     if heard == Spoken::Nothing {

@@ -3,16 +3,18 @@
 mod implicit;
 mod native;
 mod postgres;
+mod starttls;
 
 use mantled_record::Path;
 
 use super::{
     Context,
     agent::Agent,
-    detect::{Dialling, Spoken, dial_failure},
+    detect::{Dialling, dial_failure},
     filter::Filter,
     ledger::Session,
     plan::Plan,
+    spoken::Spoken,
     unreachable,
     upstream::{Dial, Dialled, Upstream},
     without_tls,
@@ -74,24 +76,15 @@ impl Upgrade<'_> {
                 return self.expose(dialled).map(Way::plain);
             }
             (_, Spoken::Tls) => return self.native(dialling).await,
-            (TlsMode::Passthrough, Spoken::Postgresql) => self.postgres(dialling).await,
+            (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
+                self.postgres(dialling).await
+            }
             (TlsMode::Passthrough, _) => Err(Failure::new(
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
             )),
-            (TlsMode::Implicit, spoken) => self.implicit(dialling, self.alpn(spoken)).await,
-            (TlsMode::Auto | TlsMode::Starttls, Spoken::Postgresql) => {
-                self.postgres(dialling).await
-            }
-            (TlsMode::Starttls, _) => Err(Failure::new(
-                Cause::NoUpgrade,
-                "the route says starttls, but the agent speaks no protocol for which mantled knows it",
-            )),
-            (TlsMode::Auto, Spoken::ServerFirst) => Err(Failure::new(
-                Cause::NoUpgrade,
-                "the server speaks first, in clear, and mantled knows no way to TLS for its protocol",
-            )),
-            (TlsMode::Auto, spoken) => self.implicit(dialling, self.alpn(spoken)).await,
+            (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
+            (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
         match result {
             Err(failure) if self.plan.may_fall_back() && is_about_the_server(failure.cause) => {
@@ -105,6 +98,30 @@ impl Upgrade<'_> {
                 self.expose(dialled).map(Way::plain)
             }
             result => result,
+        }
+    }
+
+    /// The protocol's own way.
+    async fn by_protocol(&mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
+        match spoken {
+            Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
+            Spoken::Known(protocol) => {
+                if let Some(dialogue) = starttls::dialogue(protocol) {
+                    return self.starttls(dialling, dialogue).await;
+                }
+            }
+            _ => {}
+        }
+        match (self.plan.tls, spoken) {
+            (TlsMode::Starttls, _) => Err(Failure::new(
+                Cause::NoUpgrade,
+                "the route says starttls, but the agent speaks no protocol for which mantled knows it",
+            )),
+            (_, Spoken::ServerFirst) => Err(Failure::new(
+                Cause::NoUpgrade,
+                "the server speaks first, in clear, and mantled knows no way to TLS for its protocol",
+            )),
+            _ => self.implicit(dialling, alpn(spoken)).await,
         }
     }
 
@@ -139,16 +156,6 @@ impl Upgrade<'_> {
         Ok(Upstream::Exposed(dialled.expose(permit)))
     }
 
-    fn alpn(&self, spoken: Spoken) -> Alpn {
-        match (spoken, self.plan.protocol) {
-            (Spoken::Http1, _) => Alpn::Http1,
-            (Spoken::Http2, _) => Alpn::Http2,
-            (Spoken::Silent | Spoken::Opaque, Some(Protocol::Http)) => Alpn::Http1,
-            (Spoken::Silent | Spoken::Opaque, Some(Protocol::Http2)) => Alpn::Http2,
-            _ => Alpn::None,
-        }
-    }
-
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
         self.note_port(&dialled);
@@ -165,6 +172,15 @@ impl Upgrade<'_> {
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);
         Ok(Upstream::Verified(Box::new(verified)))
+    }
+}
+
+/// What is offered where TLS is spoken from the first byte.
+fn alpn(spoken: Spoken) -> Alpn {
+    match spoken {
+        Spoken::Known(Protocol::Http) => Alpn::Http1,
+        Spoken::Known(Protocol::Http2) => Alpn::Http2,
+        _ => Alpn::None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Connections to servers, by what has been proven of them.
 //!
-//! A connection starts as [`Dialled`], which cannot carry what an agent sent: it says only
-//! constants of a protocol. The three ways on are the variants of [`Upstream`], and there is no
+//! A connection starts as [`Dialled`], which cannot carry what an agent sent: it says only a
+//! [`Preamble`]. The three ways on are the variants of [`Upstream`], and there is no
 //! other type that the relay writes to.
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
 };
 
 use mantled_record::TlsFacts;
+use mantled_wire::starttls::Preamble;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -90,12 +91,12 @@ pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 pub struct Dialled(TcpStream);
 
 impl Dialled {
-    /// Says something that no agent wrote.
+    /// Says something that holds nothing of the agent's.
     ///
     /// # Errors
     /// As write(2).
-    pub async fn say(&mut self, words: &'static [u8]) -> io::Result<()> {
-        self.0.write_all(words).await
+    pub async fn say(&mut self, words: &Preamble) -> io::Result<()> {
+        self.0.write_all(words.bytes()).await
     }
 
     /// Hears what has come, at most as much as fits; 0 at the end of the stream.
@@ -112,6 +113,15 @@ impl Dialled {
     /// As recv(2).
     pub async fn spoken(&self) -> io::Result<usize> {
         self.0.peek(&mut [0]).await
+    }
+
+    /// Shows what the server has said, and leaves it there; 0 at the end of the stream. It waits
+    /// for the first byte only.
+    ///
+    /// # Errors
+    /// As recv(2).
+    pub async fn glance(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.peek(buffer).await
     }
 
     /// The server's port.

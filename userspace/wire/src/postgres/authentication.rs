@@ -5,6 +5,8 @@
 //! without TLS. The mechanism is taken out of the offer; the others authenticate as well, inside
 //! the TLS that mantled has verified.
 
+use crate::{Next, Rewrite, RewriteError};
+
 /// Longest authentication message, in bytes. Lists of mechanisms have a few dozen.
 const MAX_AUTHENTICATION: usize = 64 * 1024;
 
@@ -13,15 +15,6 @@ const HEADER: usize = 5;
 
 /// AuthenticationSASL.
 const SASL: [u8; 4] = 10_u32.to_be_bytes();
-
-/// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Filter what comes next as well.
-    Continue,
-    /// Carry everything else as it is.
-    Done,
-}
 
 /// Messages that cannot be carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,7 +68,7 @@ enum Judgement {
 }
 
 impl AuthenticationFilter {
-    /// Takes the next bytes and appends to `out` what the client may see. After [`Step::Done`]
+    /// Takes the next bytes and appends to `out` what the client may see. After [`Next::Done`]
     /// all of `input` is in `out` and the filter has done its work: what is given to it later
     /// passes unchanged.
     ///
@@ -85,11 +78,11 @@ impl AuthenticationFilter {
         &mut self,
         mut input: &[u8],
         out: &mut Vec<u8>,
-    ) -> Result<Step, AuthenticationError> {
+    ) -> Result<Next, AuthenticationError> {
         loop {
             match &mut self.0 {
                 State::Judging { held } => match judge(held) {
-                    Ok(Judgement::NeedMore(_)) if input.is_empty() => return Ok(Step::Continue),
+                    Ok(Judgement::NeedMore(_)) if input.is_empty() => return Ok(Next::Continue),
                     Ok(Judgement::NeedMore(length)) => {
                         let missing = length.saturating_sub(held.len()).min(input.len());
                         let (taken, rest) = input.split_at_checked(missing).unwrap_or((input, &[]));
@@ -113,7 +106,7 @@ impl AuthenticationFilter {
                     Err(error) => self.0 = State::Failed(error),
                 },
                 State::Passing(0) => self.0 = State::default(),
-                State::Passing(_) if input.is_empty() => return Ok(Step::Continue),
+                State::Passing(_) if input.is_empty() => return Ok(Next::Continue),
                 State::Passing(left) => {
                     let (passed, rest) = input.split_at_checked(*left).unwrap_or((input, &[]));
                     out.extend_from_slice(passed);
@@ -122,11 +115,18 @@ impl AuthenticationFilter {
                 }
                 State::Done => {
                     out.extend_from_slice(input);
-                    return Ok(Step::Done);
+                    return Ok(Next::Done);
                 }
                 State::Failed(error) => return Err(*error),
             }
         }
+    }
+}
+
+impl Rewrite for AuthenticationFilter {
+    fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError> {
+        self.filter(input, out)
+            .map_err(|error| RewriteError::ChannelBinding(error.to_string()))
     }
 }
 

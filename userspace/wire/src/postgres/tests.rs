@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Next;
 
 fn startup(parameters: &[u8]) -> Vec<u8> {
     let mut packet = (parameters.len() as u32 + 8).to_be_bytes().to_vec();
@@ -23,14 +24,14 @@ fn sasl(mechanisms: &[&str]) -> Vec<u8> {
 }
 
 /// Filters a stream in pieces; the result and what the client saw.
-fn filter(pieces: &[&[u8]]) -> (Result<Step, AuthenticationError>, Vec<u8>) {
+fn filter(pieces: &[&[u8]]) -> (Result<Next, AuthenticationError>, Vec<u8>) {
     let mut filter = AuthenticationFilter::default();
     let mut out = Vec::new();
-    let mut last = Ok(Step::Continue);
+    let mut last = Ok(Next::Continue);
     for piece in pieces {
         match last {
-            Ok(Step::Continue) => last = filter.filter(piece, &mut out),
-            Ok(Step::Done) => out.extend_from_slice(piece),
+            Ok(Next::Continue) => last = filter.filter(piece, &mut out),
+            Ok(Next::Done) => out.extend_from_slice(piece),
             Err(_) => break,
         }
     }
@@ -117,7 +118,7 @@ fn channel_binding_is_taken_out_of_the_offer() {
     let offer = sasl(&["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]);
     let after = b"anything";
     let (result, seen) = filter(&[&[&offer[..], after].concat()]);
-    assert_eq!(result, Ok(Step::Done));
+    assert_eq!(result, Ok(Next::Done));
     assert_eq!(seen, [&sasl(&["SCRAM-SHA-256"])[..], after].concat());
     let (result, seen) = filter(&[&sasl(&["SCRAM-SHA-256-PLUS"])]);
     assert_eq!(
@@ -131,10 +132,10 @@ fn other_messages_pass_as_they_are() {
     let trust = b"R\0\0\0\x08\0\0\0\0";
     let notice = b"N\0\0\0\x06\0\0";
     let error = error_response("28000", "no", None, None);
-    assert_eq!(filter(&[trust]), (Ok(Step::Done), trust.to_vec()));
-    assert_eq!(filter(&[&error]), (Ok(Step::Done), error.clone()));
+    assert_eq!(filter(&[trust]), (Ok(Next::Done), trust.to_vec()));
+    assert_eq!(filter(&[&error]), (Ok(Next::Done), error.clone()));
     let stream = [&notice[..], &sasl(&["SCRAM-SHA-256"])].concat();
-    assert_eq!(filter(&[&stream]), (Ok(Step::Done), stream));
+    assert_eq!(filter(&[&stream]), (Ok(Next::Done), stream));
 }
 
 #[test]
@@ -144,13 +145,13 @@ fn nothing_is_held_back_that_is_judged() {
     // A notice of 16 MiB streams through.
     assert_eq!(
         filter.filter(b"N\x01\0\0\0some", &mut out),
-        Ok(Step::Continue)
+        Ok(Next::Continue)
     );
     assert_eq!(out, b"N\x01\0\0\0some");
     let (result, seen) = self::filter(&[b"E"]);
-    assert_eq!((result, &seen[..]), (Ok(Step::Done), &b"E"[..]));
+    assert_eq!((result, &seen[..]), (Ok(Next::Done), &b"E"[..]));
     let md5 = b"R\0\0\0\x0c\0\0\0\x05";
-    assert_eq!(self::filter(&[md5]), (Ok(Step::Done), md5.to_vec()));
+    assert_eq!(self::filter(&[md5]), (Ok(Next::Done), md5.to_vec()));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use mantled_wire::{
         AuthenticationFilter, SSL_REQUEST, SslAnswer, Startup, UNWILLING, parse_ssl_answer,
         parse_startup,
     },
+    starttls::Preamble,
 };
 use tokio::time::timeout;
 
@@ -58,7 +59,7 @@ impl Upgrade<'_> {
                 let from_server = match startup {
                     // The connection of a CancelRequest gets no answer.
                     Startup::Cancel => Filter::None,
-                    _ => Filter::Authentication(AuthenticationFilter::default()),
+                    _ => Filter::Rewrite(Box::new(AuthenticationFilter::default())),
                 };
                 let upstream = self.verify(dialled, Alpn::Postgresql).await?;
                 Ok(Way {
@@ -161,7 +162,10 @@ async fn ask(dialled: &mut Dialled) -> Result<SslAnswer, Failure> {
             format!("the server closed after SSLRequest: {error}"),
         )
     };
-    dialled.say(SSL_REQUEST).await.map_err(closed)?;
+    dialled
+        .say(&Preamble::constant(SSL_REQUEST))
+        .await
+        .map_err(closed)?;
     // Room for more than the one byte, so that injected ones are seen; and for the text of an
     // error.
     let mut answer = [0; 1024];
