@@ -3,8 +3,8 @@
 //! Attached at the root of the cgroup tree and decided by the task that calls, not by the cgroup
 //! in which the socket was made: a socket that was made before enrolment, or came in as a
 //! descriptor, is caught as well. The order of the questions is the policy:
-//! not enrolled, this host, bypassed, resolver, no listener here, known to be unreachable, no
-//! daemon; whoever passes them all goes to the proxy.
+//! not enrolled, this host, bypassed, no listener here, known to be unreachable, no daemon; whoever
+//! passes them all goes to the proxy.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -21,9 +21,9 @@ use aya_ebpf::{
 use mantled_abi::{
     Address, Bypass, COUNT_BYPASSED, COUNT_DOWN_PASSED, COUNT_DOWN_REFUSED, COUNT_LOCAL,
     COUNT_NAMESPACE_PASSED, COUNT_NAMESPACE_REFUSED, COUNT_NO_STORAGE, COUNT_REDIRECTED,
-    COUNT_RESOLVER, COUNT_UNREACHABLE, Config, DOWN_OPEN, Destination, EVENT_DOWN_PASSED,
-    EVENT_DOWN_REFUSED, EVENT_NAMESPACE_REFUSED, Flow, MAPPED, MODE_ENFORCE, Socket,
-    VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_REDIRECTED, VERDICT_RESOLVER,
+    COUNT_UNREACHABLE, Config, DOWN_OPEN, Destination, EVENT_DOWN_PASSED, EVENT_DOWN_REFUSED,
+    EVENT_NAMESPACE_REFUSED, Flow, MAPPED, MODE_ENFORCE, Socket, VERDICT_BYPASSED,
+    VERDICT_FAILED_OPEN, VERDICT_REDIRECTED,
 };
 
 use crate::{
@@ -65,17 +65,16 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     };
     let flow = &state.flow;
 
-    if is_local(&flow.destination) && stays_here(flow.device) {
+    // DNS over TCP goes through the proxy like everything else, so that it sees which names are
+    // asked; also to a resolver on this host.
+    let resolver = flow.port == u32::from(DNS) && is_resolver(&flow.destination);
+    if is_local(&flow.destination) && stays_here(flow.device) && !resolver {
         count(COUNT_LOCAL);
         return PASS;
     }
     if is_bypassed(&flow.destination, flow.port as u16) {
         count(COUNT_BYPASSED);
         return pass_as(ctx, &mut state, VERDICT_BYPASSED);
-    }
-    if flow.port == u32::from(DNS) && is_resolver(&flow.destination) {
-        count(COUNT_RESOLVER);
-        return pass_as(ctx, &mut state, VERDICT_RESOLVER);
     }
     let Some(config) = CONFIG.get(0) else {
         return refuse(ECONNREFUSED);

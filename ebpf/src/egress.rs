@@ -16,35 +16,44 @@ use aya_ebpf::{
 };
 use mantled_abi::{
     Address, COUNT_DROPPED, COUNT_INBOUND_DROPPED, EVENT_DROPPED, Flow, INBOUND_ALLOW, MAPPED,
-    MODE_ENFORCE, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_OWNED, VERDICT_RESOLVER,
+    MODE_ENFORCE, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_OWNED,
 };
 
 use crate::{
     connect::{is_bypassed, is_resolver},
     context::{LOOPBACK_DEVICE, TCP_LISTEN, is_local, load, load_pointer},
+    dns,
     event::tell,
     group,
     maps::{INBOUND, SOCKETS, count},
 };
 
 /// The packet goes on.
-const PASS: i32 = 1;
+pub const PASS: i32 = 1;
 /// The packet is dropped; a sender in the system call sees EPERM.
-const DROP: i32 = 0;
+pub const DROP: i32 = 0;
 
 const TCP: u8 = 6;
-const UDP: u8 = 17;
-const DNS: u16 = 53;
+pub const UDP: u8 = 17;
+pub const DNS: u16 = 53;
 
 /// `TCP_SYN_RECV` of the kernel's socket states.
 const SYN_RECV: u32 = 3;
 
-/// What the backstop reads of a packet.
-struct Packet {
-    destination: Address,
-    protocol: u8,
-    /// 0 where the protocol has none, or where headers stand before it.
-    port: u16,
+/// What is read of a packet.
+pub struct Packet {
+    /// Where from.
+    pub source: Address,
+    /// Where to.
+    pub destination: Address,
+    /// Protocol number of IP.
+    pub protocol: u8,
+    /// Source port; 0 where the protocol has none, or where headers stand before it.
+    pub source_port: u16,
+    /// Destination port, likewise.
+    pub port: u16,
+    /// Where the transport's header begins.
+    pub transport: usize,
 }
 
 /// A socket is made by a task of an enrolled group: note who, for the events of packets that are
@@ -74,6 +83,9 @@ pub fn own(ctx: &SockContext) -> i32 {
 #[inline(always)]
 pub fn judge(ctx: &SkBuffContext) -> i32 {
     let Some(packet) = read(ctx) else { return DROP };
+    if packet.port == DNS && packet.protocol == UDP && is_resolver(&packet.destination) {
+        return dns::ask(ctx, &packet);
+    }
     // The address alone does not say so: a socket option can send it out of another device.
     if is_local(&packet.destination) && load!(ctx.skb.skb, __sk_buff, ifindex) == LOOPBACK_DEVICE {
         return PASS;
@@ -81,10 +93,7 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
     let Some(enrolled) = group::of_packet(ctx.skb.skb) else {
         return PASS;
     };
-    if enrolled.group.mode != MODE_ENFORCE
-        || is_bypassed(&packet.destination, packet.port)
-        || (packet.port == DNS && packet.protocol == UDP && is_resolver(&packet.destination))
-    {
+    if enrolled.group.mode != MODE_ENFORCE || is_bypassed(&packet.destination, packet.port) {
         return PASS;
     }
 
@@ -120,10 +129,8 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
 /// Does connect()'s decision about this socket cover this packet?
 #[inline(always)]
 fn covers(state: &Socket, packet: &Packet) -> bool {
-    matches!(
-        state.verdict,
-        VERDICT_BYPASSED | VERDICT_RESOLVER | VERDICT_FAILED_OPEN
-    ) && state.flow.destination == packet.destination
+    matches!(state.verdict, VERDICT_BYPASSED | VERDICT_FAILED_OPEN)
+        && state.flow.destination == packet.destination
         && state.flow.port == u32::from(packet.port)
 }
 
@@ -152,11 +159,13 @@ fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
 
 /// Reads the headers; None where they are cut short.
 #[inline(always)]
-fn read(ctx: &SkBuffContext) -> Option<Packet> {
+pub fn read(ctx: &SkBuffContext) -> Option<Packet> {
     let first: u8 = ctx.load(0).ok()?;
-    let (destination, protocol, transport) = if first >> 4 == 4 {
+    let (source, destination, protocol, transport) = if first >> 4 == 4 {
+        let source: u32 = ctx.load(12).ok()?;
         let destination: u32 = ctx.load(16).ok()?;
         (
+            [0, 0, MAPPED, source],
             [0, 0, MAPPED, destination],
             ctx.load(9).ok()?,
             usize::from(first & 0xf) * 4,
@@ -164,16 +173,23 @@ fn read(ctx: &SkBuffContext) -> Option<Packet> {
     } else {
         // Extension headers hide the protocol: such a packet is no TCP to this program, so it
         // passes only to a bypassed prefix without ports.
+        let source: Address = ctx.load(8).ok()?;
         let destination: Address = ctx.load(24).ok()?;
-        (destination, ctx.load(6).ok()?, 40)
+        (source, destination, ctx.load(6).ok()?, 40)
     };
-    let port = match protocol {
-        TCP | UDP => u16::from_be(ctx.load(transport + 2).ok()?),
-        _ => 0,
+    let (source_port, port) = match protocol {
+        TCP | UDP => {
+            let ports: [u16; 2] = ctx.load(transport).ok()?;
+            (u16::from_be(ports[0]), u16::from_be(ports[1]))
+        }
+        _ => (0, 0),
     };
     Some(Packet {
+        source,
         destination,
         protocol,
+        source_port,
         port,
+        transport,
     })
 }

@@ -7,6 +7,7 @@
 mod connect;
 mod context;
 mod datagram;
+mod dns;
 mod egress;
 mod event;
 mod flow;
@@ -71,6 +72,12 @@ pub fn mantled_create(ctx: SockContext) -> i32 {
 #[cgroup_skb(egress)]
 pub fn mantled_egress(ctx: SkBuffContext) -> i32 {
     egress::judge(&ctx)
+}
+
+/// Every packet that a socket of an enrolled group receives.
+#[cgroup_skb(ingress)]
+pub fn mantled_ingress(ctx: SkBuffContext) -> i32 {
+    dns::hear(&ctx)
 }
 
 #[panic_handler]

@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use mantled_abi::{
-    Address, Bypass, COUNTERS as COUNTER_COUNT, Config, Destination, Flow, Group, Socket, Source,
-    Unreachable,
+    Address, Bypass, COUNTERS as COUNTER_COUNT, Config, Destination, Flow, Group, NameEntry,
+    NameKey, Query, QueryKey, Socket, Source, Unreachable,
 };
 
 const NO_PREALLOC: usize = 1;
@@ -123,6 +123,22 @@ pub static BYPASS6: LpmTrie<[u8; 16], Bypass> = LpmTrie::with_max_entries(4096, 
 /// Resolvers that enrolled groups may ask, port 53. Full: the configuration is refused.
 #[map]
 pub static RESOLVERS: HashMap<Address, u32> = HashMap::with_max_entries(64, 0);
+
+/// DNS queries that wait for their answer. A cache: an evicted query's name stays unknown.
+#[map]
+pub static QUERIES: LruHashMap<QueryKey, Query> = LruHashMap::with_max_entries(4096, 0);
+
+/// Room to put a query together: it is too large for the stack.
+#[map]
+pub static QUERY: PerCpuArray<Query> = PerCpuArray::with_max_entries(1, 0);
+
+/// Answers for user space. Full: the answer is lost, which is counted; its name stays unknown.
+#[map]
+pub static ANSWERS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Names that user space has learnt. A cache: an evicted name is unknown to the next daemon.
+#[map]
+pub static NAMES: LruHashMap<NameKey, NameEntry> = LruHashMap::with_max_entries(8192, 0);
 
 /// Counters of `mantled-abi`, one set a CPU.
 #[map]

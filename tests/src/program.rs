@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Lab, Leaf, SITE_V4, eventually};
+use crate::{Lab, Leaf, Namespace, SITE_V4, eventually};
 
 /// A server's process; ended when it is dropped.
 #[derive(Debug)]
@@ -26,8 +26,22 @@ impl Program {
     ///
     /// # Errors
     /// It is not installed, or does not listen.
-    pub fn start(lab: &Lab, mut command: Command, port: u16) -> Result<Self> {
-        let log = fs::File::create(lab.path(&format!("program-{port}.log")))?;
+    pub fn start(lab: &Lab, command: Command, port: u16) -> Result<Self> {
+        Self::start_in(lab, &lab.site, command, SocketAddr::new(SITE_V4, port))
+    }
+
+    /// Starts a program and waits until it accepts connections on `address`.
+    ///
+    /// # Errors
+    /// It is not installed, or does not listen.
+    pub fn start_in(
+        lab: &Lab,
+        namespace: &Namespace,
+        mut command: Command,
+        address: SocketAddr,
+    ) -> Result<Self> {
+        let log_file = lab.path(&format!("program-{address}.log"));
+        let log = fs::File::create(&log_file)?;
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -35,16 +49,13 @@ impl Program {
             .spawn()
             .with_context(|| format!("starting {command:?}; `cargo xtask setup` installs it"))?;
         let program = Self { child };
-        let address = SocketAddr::new(SITE_V4, port);
-        lab.site
+        namespace
             .enter(|| {
                 eventually("the server to listen", Duration::from_secs(10), || {
                     TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()
                 })
             })?
-            .with_context(|| {
-                fs::read_to_string(lab.path(&format!("program-{port}.log"))).unwrap_or_default()
-            })?;
+            .with_context(|| fs::read_to_string(&log_file).unwrap_or_default())?;
         Ok(program)
     }
 

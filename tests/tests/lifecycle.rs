@@ -196,7 +196,7 @@ fn detach_gives_the_host_back_also_from_a_dead_daemon() -> Result<()> {
     let mut daemon = Daemon::start(&lab, &group, "enforce", "")?;
     daemon.kill()?;
     let printed = succeed(Command::new(mantled()?).args(["detach", "--all"]))?;
-    assert!(printed.contains("detached 9 programs"), "{printed}");
+    assert!(printed.contains("detached 10 programs"), "{printed}");
     assert!(!std::path::Path::new("/sys/fs/bpf/mantled").exists());
     succeed(group.command(&lab.host, AGENT).args([
         "echo",

@@ -161,6 +161,8 @@ const LAB: &[Package] = &[
     program("stunnel4", "stunnel4"),
     program("openssl", "openssl"),
     program("curl", "curl"),
+    program("dnsmasq-base", "dnsmasq"),
+    program("bind9-dnsutils", "dig"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
 ];

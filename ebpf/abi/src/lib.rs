@@ -96,8 +96,6 @@ pub const VERDICT_OWNED: u32 = 1;
 pub const VERDICT_REDIRECTED: u32 = 2;
 /// Goes straight to a destination that the operator listed under `bypass`.
 pub const VERDICT_BYPASSED: u32 = 3;
-/// Goes straight to a resolver.
-pub const VERDICT_RESOLVER: u32 = 4;
 /// Goes straight because the daemon is down and the operator chose `open`.
 pub const VERDICT_FAILED_OPEN: u32 = 5;
 
@@ -202,6 +200,89 @@ pub struct Bypass {
     pub ports: [u16; BYPASS_PORTS],
 }
 
+/// Most bytes that are kept of a query: its header (12 bytes) and its question, whose name has 255
+/// bytes at most, with type and class.
+pub const QUERY_BYTES: usize = 272;
+
+/// Most bytes that are kept of an answer. More than the payload of an Ethernet frame: larger
+/// answers than this are asked for again over TCP.
+pub const ANSWER_BYTES: usize = 1500;
+
+/// Names a DNS query that waits for its answer: key of map `QUERIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct QueryKey {
+    /// `SO_COOKIE` of the socket that asked, which stands for its port.
+    pub cookie: u64,
+    /// The resolver that was asked.
+    pub resolver: Address,
+    /// The query's id, as it is on the wire.
+    pub id: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// A DNS query, as it was sent: value of map `QUERIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// How many of `bytes` count.
+    pub length: u32,
+    /// Explicit padding.
+    pub pad: u32,
+    /// The message from its first byte.
+    pub bytes: [u8; QUERY_BYTES],
+}
+
+/// An answer to a DNS query of an enrolled group, with the query; what the ring buffer `ANSWERS`
+/// carries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The enrolled cgroup.
+    pub group: u64,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub at: u64,
+    /// What was asked.
+    pub query: Query,
+    /// How many of `bytes` count.
+    pub length: u32,
+    /// The message, from its first byte; it may be cut short.
+    pub bytes: [u8; ANSWER_BYTES],
+}
+
+/// Longest DNS name in text, without the last dot (RFC 1035 §2.3.4).
+pub const NAME_BYTES: usize = 256;
+
+/// Key of map `NAMES`: a name that a group asked for and an address that it was told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NameKey {
+    /// The enrolled cgroup.
+    pub group: u64,
+    /// The address.
+    pub address: Address,
+    /// A hash of the name.
+    pub hash: u64,
+}
+
+/// Value of map `NAMES`. The kernel programs do not look at it: it is where the names survive a
+/// restart of the daemon.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameEntry {
+    /// `CLOCK_MONOTONIC` until which the name is live, nanoseconds.
+    pub until: u64,
+    /// `CLOCK_MONOTONIC` when it was last learnt or used.
+    pub used: u64,
+    /// How many of `name` count.
+    pub length: u32,
+    /// Explicit padding.
+    pub pad: u32,
+    /// The name, lower case, without the last dot.
+    pub name: [u8; NAME_BYTES],
+}
+
 /// Something that user space should hear of; what the ring buffer `EVENTS` carries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -265,7 +346,7 @@ counters! {
     COUNT_LOCAL = "local",
     /// connect() calls to a bypassed destination.
     COUNT_BYPASSED = "bypassed",
-    /// connect() calls to a resolver.
+    /// DNS queries to a resolver.
     COUNT_RESOLVER = "resolver",
     /// connect() calls refused because the daemon is down.
     COUNT_DOWN_REFUSED = "down_refused",
@@ -293,4 +374,10 @@ counters! {
     COUNT_INBOUND_DROPPED = "inbound_dropped",
     /// Events lost because the ring buffer was full.
     COUNT_EVENT_LOST = "event_lost",
+    /// Answers to DNS queries of a group.
+    COUNT_ANSWERED = "answered",
+    /// Answers lost because the ring buffer was full: their names stay unknown.
+    COUNT_ANSWER_LOST = "answer_lost",
+    /// Datagrams to a resolver that are no DNS query, dropped.
+    COUNT_NO_QUERY = "no_query",
 }

@@ -24,6 +24,7 @@ use tokio::{
 use crate::{
     config::{Bypass, Config, OnFailure, Target},
     enrollment::{self, Unit},
+    names::Names,
     proxy::{
         self, Context,
         ledger::{Ledger, Owed},
@@ -82,7 +83,6 @@ pub struct App {
     pub interceptor: Interceptor,
     context: Arc<Context>,
     listeners: Listeners,
-    resolvers: Vec<IpAddr>,
     units: Vec<Unit>,
     writer: JoinHandle<()>,
 }
@@ -188,6 +188,9 @@ impl App {
         interceptor.serve(&listeners, options.debug)?;
         interceptor.attach()?;
 
+        let names = interceptor.names()?;
+        let names =
+            Names::new(names).map_err(|error| failed("the kernel's list of names", &error))?;
         let netns = listeners
             .netns()
             .map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
@@ -195,6 +198,8 @@ impl App {
             config,
             connectors,
             flows,
+            names: Arc::new(names),
+            resolvers,
             netns,
             ledger,
             without_tls: WithoutTls::default(),
@@ -203,7 +208,6 @@ impl App {
             interceptor,
             context,
             listeners,
-            resolvers,
             units,
             writer,
         };
@@ -251,13 +255,12 @@ impl App {
         let Self {
             interceptor,
             context,
-            resolvers,
             ..
         } = self;
         Ok(enrollment::enroll(
             interceptor,
             &context.config,
-            resolvers,
+            &context.resolvers,
             cgroup,
             settings,
         )?)
@@ -272,20 +275,21 @@ impl App {
             mut interceptor,
             context,
             listeners,
-            resolvers,
             mut units,
             writer,
         } = self;
         let events = interceptor.events().map_err(io::Error::other)?;
         let counters = interceptor.counters();
+        let names = Arc::clone(&context.names);
         let background = [
             tokio::spawn(log_events(events)),
             tokio::spawn(sweep(Arc::clone(&context))),
+            tokio::spawn(async move { names.follow().await }),
         ];
         let (sockets, liveness) = listeners.into_parts();
         let served = tokio::select! {
             served = proxy::run(Arc::clone(&context), sockets, liveness, stop) => served,
-            () = enrollment::follow(&mut interceptor, &context.config, &resolvers, &mut units) => Ok(()),
+            () = enrollment::follow(&mut interceptor, &context.config, &context.resolvers, &mut units) => Ok(()),
         };
         for task in background {
             task.abort();

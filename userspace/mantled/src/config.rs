@@ -32,7 +32,7 @@ pub use enroll::{CgroupPath, Enrollment, Inbound, Mode, OnDown, Target, UnitName
 pub use error::{ConfigError, ConfigErrors};
 pub use limits::Limits;
 pub use record::{OnFailure, Record};
-pub use route::{Protocol, Route, TlsMode};
+pub use route::{HostPattern, Protocol, Route, TlsMode};
 pub use trust::{ClientIdentity, MinVersion, Roots, Trust};
 
 use error::Document;
@@ -181,12 +181,18 @@ impl Config {
         &self.routes
     }
 
-    /// The first route that matches, and its index; an IPv4-mapped address counts as IPv4.
-    pub fn route_for(&self, address: IpAddr, port: u16) -> Option<(usize, &Route)> {
+    /// The first route that matches a destination that the agent knows by these names, and its
+    /// index; an IPv4-mapped address counts as IPv4.
+    pub fn route_for<N: AsRef<str>>(
+        &self,
+        names: &[N],
+        address: IpAddr,
+        port: u16,
+    ) -> Option<(usize, &Route)> {
         self.routes
             .iter()
             .enumerate()
-            .find(|(_, route)| route.matches(address, port))
+            .find(|(_, route)| route.matches(names, address, port))
     }
 
     /// The trust of connections that no route gives another one: `[tls]`.

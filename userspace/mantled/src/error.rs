@@ -19,6 +19,8 @@ pub enum Cause {
     CertificateName,
     /// It is otherwise invalid, or revoked.
     CertificateInvalid,
+    /// The agent knows several names of the address, and nobody can tell which one it means.
+    NameAmbiguous,
     /// The server does not speak TLS there.
     TlsNotOffered,
     /// It speaks TLS, but no handshake came about.
@@ -66,6 +68,7 @@ impl Cause {
             Self::CertificateUntrusted => "certificate_untrusted",
             Self::CertificateName => "certificate_name_mismatch",
             Self::CertificateInvalid => "certificate_invalid",
+            Self::NameAmbiguous => "name_ambiguous",
             Self::TlsNotOffered => "tls_not_offered",
             Self::TlsFailed => "tls_failed",
             Self::NoUpgrade => "no_upgrade",

@@ -17,8 +17,9 @@
 //!    what /proc knows of the process.
 //! 4. [`proxy::ledger`] opens the session. From here on, whatever happens, there is exactly one
 //!    record: a guard writes it when it is dropped.
-//! 5. [`proxy::plan`] joins mode and route into what may happen: which port is dialled, which name
-//!    the certificate must prove, whether clear text may leave.
+//! 5. [`names`] tells which name the agent asked DNS for before it connected. [`proxy::plan`]
+//!    joins mode, name and route into what may happen: which port is dialled, which name the
+//!    certificate must prove, whether clear text may leave.
 //! 6. [`proxy::detect`] finds the protocol from whichever side speaks first, while the server is
 //!    being dialled.
 //! 7. [`proxy::upgrade`] makes an [`proxy::upstream::Upstream`]. Its variants are the only types
@@ -45,6 +46,7 @@ pub mod config;
 pub mod enrollment;
 pub mod error;
 pub mod identity;
+pub mod names;
 pub mod proxy;
 pub mod time;
 pub mod tls;

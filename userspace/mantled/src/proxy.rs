@@ -24,7 +24,7 @@ pub mod upgrade;
 pub mod upstream;
 pub mod without_tls;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use mantled_redirect::{Flows, Liveness};
 use tokio::{
@@ -34,7 +34,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{config::Config, tls::Connectors};
+use crate::{config::Config, names::Names, tls::Connectors};
 use ledger::Ledger;
 use without_tls::WithoutTls;
 
@@ -53,6 +53,10 @@ pub struct Context {
     pub connectors: Connectors,
     /// The kernel's list of redirected connections.
     pub flows: Flows,
+    /// Which names the agents asked for.
+    pub names: Arc<Names>,
+    /// Whom enrolled groups may ask for names.
+    pub resolvers: Vec<IpAddr>,
     /// The network namespace of the listeners.
     pub netns: u64,
     /// Open sessions and their records.

@@ -26,6 +26,8 @@ pub enum Path {
     Exposed,
     /// The agent's own encryption, which the proxy cannot verify.
     Native,
+    /// A resolver, in clear, as DNS is.
+    Resolver,
 }
 
 /// The process that made the connection.
@@ -177,9 +179,29 @@ pub struct SessionRecord {
         skip_serializing_if = "Option::is_none"
     )]
     pub protocol: Option<&'static str>,
-    /// Where the agent wanted to go.
+    /// Where the agent wanted to go: the name that it asked for where that is known, else the
+    /// address.
     #[serde(rename = "server.address", skip_serializing_if = "Option::is_none")]
     pub server_address: Option<String>,
+    /// The address that it connected to, where `server_address` is a name.
+    #[serde(
+        rename = "network.peer.address",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub peer_address: Option<String>,
+    /// Where the name that the certificate must prove comes from: `route`, `dns`, `hosts`, `http`,
+    /// or `address` where none is known.
+    #[serde(
+        rename = "mantled.name.source",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub name_source: Option<&'static str>,
+    /// The answer that gave the name is older than its TTL.
+    #[serde(
+        rename = "mantled.name.stale",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub name_stale: bool,
     /// Its port.
     #[serde(rename = "server.port", skip_serializing_if = "Option::is_none")]
     pub server_port: Option<u16>,
@@ -235,6 +257,9 @@ impl SessionRecord {
             network: None,
             protocol: None,
             server_address: None,
+            peer_address: None,
+            name_source: None,
+            name_stale: false,
             server_port: None,
             upstream_port: None,
             client_address: None,

@@ -33,14 +33,16 @@ use crate::{
     link::Link,
     listener::Listeners,
     map::{Map, Prefix},
+    names::Names,
     pins::Pins,
     sys, to_abi,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mantled-ebpf"));
 
-/// The maps that are pinned: all of `ebpf/src/maps.rs`.
-const MAPS: [&str; 13] = [
+/// The maps that are pinned: all of `ebpf/src/maps.rs` that hold something between two calls of
+/// a program, but `EVENTS`, which nobody reads afterwards.
+const MAPS: [&str; 16] = [
     "ACCEPTED",
     "CONFIG",
     "GROUPS",
@@ -54,6 +56,9 @@ const MAPS: [&str; 13] = [
     "BYPASS6",
     "RESOLVERS",
     "COUNTERS",
+    "QUERIES",
+    "ANSWERS",
+    "NAMES",
 ];
 
 /// A kernel program and where it is attached.
@@ -114,11 +119,17 @@ static ROOT_HOOKS: [Hook; 7] = [
 ];
 
 /// Attached to each enrolled cgroup.
-static GROUP_HOOKS: [Hook; 2] = [
+static GROUP_HOOKS: [Hook; 3] = [
     Hook {
         name: "egress",
         program: "mantled_egress",
         attach: BPF_CGROUP_INET_EGRESS,
+        since: "4.10",
+    },
+    Hook {
+        name: "ingress",
+        program: "mantled_ingress",
+        attach: BPF_CGROUP_INET_INGRESS,
         since: "4.10",
     },
     Hook {
@@ -414,6 +425,22 @@ impl Interceptor {
             .try_into()
             .map_err(|error| Error::Load(format!("EVENTS: {error}")))?;
         Events::new(ring)
+    }
+
+    /// What enrolled groups ask DNS, once.
+    ///
+    /// # Errors
+    /// [`Error::Load`] at the second call.
+    pub fn names(&mut self) -> Result<Names, Error> {
+        let kept = open_map(&self.ebpf, "NAMES")?;
+        let map = self
+            .ebpf
+            .take_map("ANSWERS")
+            .ok_or_else(|| Error::Load("the object lacks ANSWERS".to_owned()))?;
+        let ring: RingBuf<MapData> = map
+            .try_into()
+            .map_err(|error| Error::Load(format!("ANSWERS: {error}")))?;
+        Ok(Names::new(ring, kept))
     }
 
     /// Sends what the programs log (when `serve` was told `debug`) to the `log` crate. Call it

@@ -1,8 +1,8 @@
 //! The kernel side of mantled, as user space sees it.
 //!
 //! [`Interceptor`] loads the kernel programs, attaches them and enrols cgroups; [`Flows`] tells
-//! the proxy who a peer of its listener is and where it wanted to go; [`Listeners`] are the
-//! sockets that the programs send connections to. The rest is what these need: [`cgroup`]s,
+//! the proxy who a peer of its listener is and where it wanted to go; [`Names`] what the agent
+//! asked DNS before; [`Listeners`] are the sockets that the programs send connections to. The rest is what these need: [`cgroup`]s,
 //! the bpf file system ([`bpffs`]), connections that were there before ([`existing`]).
 //!
 //! This crate and the kernel programs are the only places with unsafe code: system calls that no
@@ -19,6 +19,7 @@ mod interceptor;
 mod link;
 mod listener;
 mod map;
+mod names;
 mod pins;
 pub mod spawn;
 pub mod sys;
@@ -29,6 +30,7 @@ pub use interceptor::{Counters, Hook, Interceptor};
 pub use link::Link;
 pub use listener::{Listeners, Liveness};
 pub use mantled_abi as abi;
+pub use names::{Kept, Names, Readiness};
 pub use pins::Pins;
 
 use std::net::{IpAddr, Ipv6Addr};

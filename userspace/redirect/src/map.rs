@@ -45,6 +45,12 @@ unsafe impl Plain for abi::Unreachable {}
 unsafe impl Plain for abi::Bypass {}
 // SAFETY: as above.
 unsafe impl Plain for abi::Event {}
+// SAFETY: as above.
+unsafe impl Plain for abi::Answer {}
+// SAFETY: as above.
+unsafe impl Plain for abi::NameKey {}
+// SAFETY: as above.
+unsafe impl Plain for abi::NameEntry {}
 
 /// Key of a longest-prefix-match map: `struct bpf_lpm_trie_key` of the kernel.
 #[repr(C)]

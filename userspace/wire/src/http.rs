@@ -1,5 +1,9 @@
 //! HTTP: how it begins (RFC 9112 §3, RFC 9113 §3.4), and a refusal in its own words.
 
+mod host;
+
+pub use host::{MAX_HEAD, host};
+
 use crate::{Look, begins};
 
 /// How an HTTP/2 client without TLS begins (RFC 9113 §3.4).

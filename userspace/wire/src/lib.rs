@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod dns;
 pub mod http;
 pub mod postgres;
 mod reader;

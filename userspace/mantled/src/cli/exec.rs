@@ -290,6 +290,7 @@ fn describe(record: &SessionRecord) -> String {
             "the agent's own TLS {}, unverified",
             tls.version.as_deref().unwrap_or("?")
         ),
+        (_, Some(Path::Resolver)) => "a resolver".to_owned(),
         (_, None) => "closed without a word".to_owned(),
     };
     let reason = record

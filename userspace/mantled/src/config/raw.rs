@@ -14,7 +14,7 @@ use super::route::{Protocol, TlsMode};
 use super::trust::MinVersion;
 
 /// The keys that are known but not available yet.
-pub(super) const LATER: &[&str] = &["admin", "policy", "host", "pins", "level", "recipients"];
+pub(super) const LATER: &[&str] = &["admin", "policy", "pins", "level", "recipients"];
 
 /// The configuration of mantled.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -66,11 +66,13 @@ pub(super) struct RawEnroll {
 }
 
 /// How connections to some destination are made safe; the first that matches decides. At least
-/// one of `cidr` and `port`.
+/// one of `host`, `cidr` and `port`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(rename = "Route", deny_unknown_fields)]
 pub(super) struct RawRoute {
+    /// The name that the agent asked for; `*` stands for any part of one label.
+    pub(super) host: Field<String>,
     /// An address or a network.
     pub(super) cidr: Field<String>,
     /// The port that the agent connects to.
@@ -93,8 +95,6 @@ pub(super) struct RawRoute {
     pub(super) client_key: Field<String>,
     /// Replaces the lowest TLS version of `[tls]`.
     pub(super) min_version: Field<Word<MinVersion>>,
-    #[schemars(skip)]
-    pub(super) host: Field<Later>,
     #[schemars(skip)]
     pub(super) pins: Field<Later>,
 }

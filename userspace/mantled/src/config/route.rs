@@ -11,9 +11,10 @@ use super::raw::RawRoute;
 use super::reader::Reader;
 use super::trust::{RawTrust, Trust};
 
-/// One route. It matches on an address, a port, or both.
+/// One route. It matches on a name, an address, a port, or several of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
+    host: Option<HostPattern>,
     cidr: Option<IpNet>,
     port: Option<u16>,
     protocol: Option<Protocol>,
@@ -24,12 +25,21 @@ pub struct Route {
 }
 
 impl Route {
-    /// Whether it is for connections to this address; an IPv4-mapped address counts as IPv4.
-    pub fn matches(&self, address: IpAddr, port: u16) -> bool {
+    /// Whether it is for connections to this address, which the agent knows by these names; an
+    /// IPv4-mapped address counts as IPv4. Where there are several names, all must match.
+    pub fn matches<N: AsRef<str>>(&self, names: &[N], address: IpAddr, port: u16) -> bool {
         self.port.is_none_or(|own| own == port)
+            && self.host.as_ref().is_none_or(|host| {
+                !names.is_empty() && names.iter().all(|name| host.matches(name.as_ref()))
+            })
             && self
                 .cidr
                 .is_none_or(|cidr| cidr.contains(&address.to_canonical()))
+    }
+
+    /// The names; `None`: all, also none.
+    pub fn host(&self) -> Option<&HostPattern> {
+        self.host.as_ref()
     }
 
     /// The destinations; `None`: all.
@@ -65,6 +75,32 @@ impl Route {
     /// What replaces the file's `[tls]`, already merged with it; `None`: nothing does.
     pub fn trust(&self) -> Option<&Trust> {
         self.trust.as_ref()
+    }
+}
+
+/// A name in which `*` stands for any part of one label: `*.example.com` is every name directly
+/// below, `db-*.example.com` some of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPattern(String);
+
+impl HostPattern {
+    /// Whether a name in lower case matches.
+    pub fn matches(&self, name: &str) -> bool {
+        let mut labels = name.split('.');
+        self.0
+            .split('.')
+            .all(|pattern| labels.next().is_some_and(|label| glob(pattern, label)))
+            && labels.next().is_none()
+    }
+}
+
+/// Matches one label; `*` stands for any bytes.
+fn glob(pattern: &str, label: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == label,
+        Some((before, after)) => label.strip_prefix(before).is_some_and(|rest| {
+            (0..=rest.len()).any(|at| rest.get(at..).is_some_and(|rest| glob(after, rest)))
+        }),
     }
 }
 
@@ -201,15 +237,13 @@ pub(super) fn resolve(
 }
 
 fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trust) -> Route {
-    let hint = "host routes come with name learning; write `cidr` and `server_name`";
-    reader.later("host", &raw.host, hint);
     let hint = "remove it; write `roots` to narrow down who may sign the certificate";
     reader.later("pins", &raw.pins, hint);
     if [raw.cidr.span(), raw.port.span(), raw.host.span()]
         .iter()
         .all(Option::is_none)
     {
-        let hint = "write `cidr = \"192.0.2.0/24\"`, `port = 5432`, or both";
+        let hint = "write `host = \"*.example.com\"`, `cidr = \"192.0.2.0/24\"`, `port = 5432`, or several";
         reader.missing(
             &span,
             "`[[route]]` matches no destination in particular",
@@ -225,6 +259,7 @@ fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trus
         ("min_version", raw.min_version.span()),
     ];
     let route = Route {
+        host: host(reader, raw.host),
         cidr: reader.cidr("cidr", raw.cidr).map(|at| at.value),
         port: reader.port("port", raw.port),
         protocol: reader.word("protocol", raw.protocol),
@@ -267,6 +302,28 @@ fn contradictions(
         }
         _ => {}
     }
+}
+
+fn host(reader: &mut Reader, field: Field<String>) -> Option<HostPattern> {
+    let At { value, span } = reader.get("host", field)?;
+    let pattern = value.trim_end_matches('.').to_ascii_lowercase();
+    // Each `*` stands for something that a label may hold.
+    let example = pattern.replace('*', "x");
+    // Backtracking over more would take long.
+    let stars = |label: &str| label.matches('*').count() <= 2;
+    if matches!(ServerName::try_from(example), Ok(ServerName::DnsName(_)))
+        && pattern.split('.').all(stars)
+    {
+        return Some(HostPattern(pattern));
+    }
+    let message = format!("`host` is {}, which is no pattern of names", quoted(&value));
+    let hint = if value.parse::<IpAddr>().is_ok() || value.contains('/') {
+        "write an address or a network as `cidr`"
+    } else {
+        "write a DNS name, in which `*` stands for any part of one label: `*.example.com`"
+    };
+    reader.error(&span, &message, hint);
+    None
 }
 
 fn server_name(reader: &mut Reader, field: Field<String>) -> Option<ServerName<'static>> {

@@ -242,7 +242,7 @@ fn the_first_route_that_matches_decides() {
     );
     let found = |text, port| {
         config
-            .route_for(address(text), port)
+            .route_for::<&str>(&[], address(text), port)
             .map(|(index, _)| index)
     };
     assert_eq!(found("192.0.2.7", 80), Some(0));
@@ -255,6 +255,26 @@ fn the_first_route_that_matches_decides() {
     );
     assert_eq!(found("2001:db8::1", 80), Some(2));
     assert_eq!(found("2001:db8::1", 81), Some(3));
+}
+
+#[test]
+fn routes_know_names() {
+    let config = parse(
+        "[[route]]\nhost = 'DB-*.example.com'\n[[route]]\nhost = '*.example.com'\n\
+         [[route]]\nport = 80\n",
+    );
+    let found = |names: &[&str]| {
+        config
+            .route_for(names, address("192.0.2.7"), 80)
+            .map(|(index, _)| index)
+    };
+    assert_eq!(found(&["db-1.example.com"]), Some(0));
+    assert_eq!(found(&["web.example.com"]), Some(1));
+    assert_eq!(found(&["a.web.example.com"]), Some(2));
+    assert_eq!(found(&["example.com"]), Some(2));
+    assert_eq!(found(&[]), Some(2));
+    assert_eq!(found(&["db-1.example.com", "web.example.com"]), Some(1));
+    assert_eq!(found(&["db-1.example.com", "elsewhere.example"]), Some(2));
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, http, postgres, redis, tls};
-use tokio::time::{Instant, sleep, sleep_until};
+use mantled_wire::{Look, Progress, http, postgres, redis, tls};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
 use crate::{
@@ -132,6 +132,21 @@ pub async fn listen(
             }
         }
     }
+}
+
+/// The host that a request names, which the agent is waited for to finish.
+pub async fn host(agent: &mut Agent, patience: Duration) -> Option<String> {
+    let read = async {
+        loop {
+            if let Progress::Done(host) = http::host(&agent.head) {
+                return host;
+            }
+            if !matches!(agent.read_more().await, Ok(true)) {
+                return None;
+            }
+        }
+    };
+    timeout(patience, read).await.ok().flatten()
 }
 
 /// Which protocol a server that speaks first speaks, by its greeting; [`Spoken::ServerFirst`]

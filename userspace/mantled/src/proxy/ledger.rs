@@ -14,7 +14,10 @@ use mantled_record::{Path, Process, SessionRecord, Sink, Verdict};
 use mantled_redirect::{Peer, abi, sys};
 use tokio::sync::mpsc;
 
-use crate::error::{Cause, Failure};
+use crate::{
+    error::{Cause, Failure},
+    names::Found,
+};
 
 /// Opens sessions and counts them; cheap to clone.
 #[derive(Clone, Debug)]
@@ -183,6 +186,17 @@ impl Session {
     /// The agent's bytes go this way.
     pub fn goes(&mut self, path: Path) {
         self.record.path = Some(path);
+    }
+
+    /// The agent knows the address by these names.
+    pub fn knows(&mut self, names: &Found) {
+        if let [name] = names.names.as_slice() {
+            if self.record.peer_address.is_none() {
+                self.record.peer_address = self.record.server_address.take();
+            }
+            self.record.server_address = Some(name.to_string());
+            self.record.name_stale = names.stale;
+        }
     }
 
     /// Ends the session; the record is written.

@@ -1,13 +1,17 @@
-//! What may happen to a session: mode and route, joined before anything is dialled.
+//! What may happen to a session: mode, name and route, joined before anything is dialled.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use mantled_redirect::{Peer, abi};
 use rustls::pki_types::ServerName;
 
-use crate::config::{Config, Protocol, TlsMode};
+use crate::{
+    config::{Config, Protocol, TlsMode},
+    names::Found,
+};
 
-/// Allows clear text on the way out. Only observe mode and a route with `tls = "exempt"` give one.
+/// Allows clear text on the way out. Only observe mode, a route with `tls = "exempt"` and
+/// [`Plan::of_resolver`] give one.
 #[derive(Clone, Copy, Debug)]
 pub struct ClearTextPermit(());
 
@@ -26,6 +30,10 @@ pub struct Plan {
     pub port: Option<u16>,
     /// The name that the certificate must prove.
     pub name: ServerName<'static>,
+    /// Where it comes from, for the record.
+    pub name_source: &'static str,
+    /// The names of which nobody knows which one the agent means; then `name` is not to be used.
+    pub ambiguous: Vec<Arc<str>>,
     /// May clear text leave?
     pub clear_text: Option<ClearTextPermit>,
     /// May the agent's own encryption pass, which nobody can verify here?
@@ -33,11 +41,27 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Joins the mode that the group had at connect() with the first route that matches.
-    pub fn new(config: &Config, peer: &Peer) -> Self {
+    /// Joins the mode that the group had at connect() with the names by which it knows the
+    /// address and the first route that matches both.
+    pub fn new(config: &Config, peer: &Peer, known: &Found) -> Self {
         let destination = peer.destination;
-        let found = config.route_for(destination.ip(), destination.port());
+        let found = config.route_for(&known.names, destination.ip(), destination.port());
         let route = found.map(|(_, route)| route);
+        let of_route = route.and_then(|route| route.server_name().cloned());
+        let ambiguous = if of_route.is_none() && known.names.len() > 1 {
+            known.names.clone()
+        } else {
+            Vec::new()
+        };
+        let (name, name_source) = match (of_route, known.names.as_slice()) {
+            (Some(name), _) => (name, "route"),
+            (None, [name]) => match (ServerName::try_from(name.to_string()), known.source) {
+                (Ok(name), Some(source)) => (name, source.name()),
+                // A name that no certificate can hold proves nothing.
+                _ => (ServerName::from(destination.ip()), "address"),
+            },
+            (None, _) => (ServerName::from(destination.ip()), "address"),
+        };
         let tls = route.map_or(TlsMode::Auto, |route| route.tls());
         // An unknown mode counts as enforce.
         let observe = peer.flow.mode == abi::MODE_OBSERVE;
@@ -47,11 +71,27 @@ impl Plan {
             protocol: route.and_then(|route| route.protocol()),
             destination,
             port: route.and_then(|route| route.upstream_port()),
-            name: route
-                .and_then(|route| route.server_name().cloned())
-                .unwrap_or_else(|| ServerName::from(destination.ip())),
+            name,
+            name_source,
+            ambiguous,
             clear_text: (observe || tls == TlsMode::Exempt).then_some(ClearTextPermit(())),
             native: observe || tls == TlsMode::Passthrough,
+        }
+    }
+
+    /// DNS to one of the host's resolvers, which leaves in clear.
+    pub fn of_resolver(peer: &Peer) -> Self {
+        Self {
+            route: None,
+            tls: TlsMode::Exempt,
+            protocol: None,
+            destination: peer.destination,
+            port: None,
+            name: ServerName::from(peer.destination.ip()),
+            name_source: "address",
+            ambiguous: Vec::new(),
+            clear_text: Some(ClearTextPermit(())),
+            native: false,
         }
     }
 

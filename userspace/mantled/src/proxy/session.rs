@@ -19,11 +19,11 @@ use super::{
     relay::relay,
     spoken::Spoken,
     unreachable,
-    upgrade::Upgrade,
+    upgrade::{Upgrade, Way},
     upstream::{Dial, keep_alive},
 };
 use crate::{
-    config::TlsMode,
+    config::{Protocol, TlsMode},
     error::{Cause, Failure},
     identity,
 };
@@ -86,17 +86,15 @@ async fn walk(
     // A socket that cannot take these options is gone, which the first read tells.
     let _ = agent.stream.set_nodelay(true);
     let _ = keep_alive(&agent.stream);
-    let plan = Plan::new(&context.config, peer);
-    session.record.route = plan.route.map(|index| index + 1);
+    if is_resolver(context, peer) {
+        return resolve(context, peer, session, agent).await;
+    }
+    let mut names = context.names.of(peer.flow.group, peer.destination.ip());
+    session.knows(&names);
+    let mut plan = Plan::new(&context.config, peer, &names);
 
     let limits = context.config.limits();
-    let dial = Dial {
-        address: plan.address(),
-        source: peer.source,
-        device: peer.flow.device,
-        mark: peer.flow.mark,
-        patience: limits.dial,
-    };
+    let mut dial = Dial::of(&plan, peer, limits.dial);
     let mut dialling = Dialling::start(dial.connect());
 
     let patience = match plan.tls {
@@ -125,6 +123,22 @@ async fn walk(
     if heard == Spoken::Nothing {
         return Ok(End::Whole);
     }
+    if !plan.ambiguous.is_empty()
+        && heard == Spoken::Known(Protocol::Http)
+        && let Some(host) = detect::host(agent, limits.detect).await
+        && names.names.iter().any(|name| **name == *host)
+    {
+        names.names.retain(|name| **name == *host);
+        session.knows(&names);
+        plan = Plan::new(&context.config, peer, &names);
+        plan.name_source = "http";
+        if dial.address != plan.address() {
+            dial.address = plan.address();
+            dialling = Dialling::start(dial.connect());
+        }
+    }
+    session.record.route = plan.route.map(|index| index + 1);
+    session.record.name_source = Some(plan.name_source);
 
     let upgrade = Upgrade {
         context,
@@ -136,6 +150,39 @@ async fn walk(
     let way = upgrade.run(heard, dialling).await?;
     // From here on the server's words reach the agent; a refusal of ours would be one of many.
     *spoken = None;
+    carry(session, agent, way).await
+}
+
+/// Is this DNS to one of the host's resolvers?
+fn is_resolver(context: &Context, peer: &Peer) -> bool {
+    peer.destination.port() == 53 && context.resolvers.contains(&peer.destination.ip())
+}
+
+/// The walk of DNS over TCP: it goes to the resolver as it is, and its names are learnt.
+async fn resolve(
+    context: &Context,
+    peer: &Peer,
+    session: &mut Session,
+    agent: &mut Agent,
+) -> Result<End, Failure> {
+    let plan = Plan::of_resolver(peer);
+    let dial = Dial::of(&plan, peer, context.config.limits().dial);
+    session.record.protocol = Spoken::Dns.name();
+    let upgrade = Upgrade {
+        context,
+        session,
+        agent,
+        plan: &plan,
+        dial,
+    };
+    let way = upgrade
+        .resolver(Dialling::start(dial.connect()), peer.flow.group)
+        .await?;
+    carry(session, agent, way).await
+}
+
+/// Carries the bytes; what went by is recorded.
+async fn carry(session: &mut Session, agent: &mut Agent, way: Way) -> Result<End, Failure> {
     let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
     session.record.sent = carried.sent;
     session.record.received = carried.received;

@@ -7,6 +7,8 @@ use crate::config::Protocol;
 pub enum Spoken {
     /// A protocol that was recognised, or that a route names.
     Known(Protocol),
+    /// DNS with a resolver of the host's.
+    Dns,
     /// The agent began with a ClientHello.
     Tls,
     /// The agent spoke, and nobody here knows the language.
@@ -25,6 +27,7 @@ impl Spoken {
         match self {
             Self::Known(Protocol::Opaque) => None,
             Self::Known(protocol) => Some(protocol.name()),
+            Self::Dns => Some("dns"),
             Self::Tls => Some("tls"),
             Self::Opaque | Self::ServerFirst | Self::Silent | Self::Nothing => None,
         }

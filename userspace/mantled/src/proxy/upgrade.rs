@@ -3,6 +3,7 @@
 mod implicit;
 mod native;
 mod postgres;
+mod resolver;
 mod starttls;
 
 use mantled_record::Path;
@@ -158,6 +159,16 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        if !self.plan.ambiguous.is_empty() {
+            return Err(Failure::new(
+                Cause::NameAmbiguous,
+                format!(
+                    "the agent has asked for several names that have this address ({}); a route \
+                     with server_name tells which one the certificate must prove",
+                    self.plan.ambiguous.join(", ")
+                ),
+            ));
+        }
         self.note_port(&dialled);
         let patience = self.context.config.limits().handshake;
         let patience = if self.plan.may_fall_back() {
@@ -193,6 +204,7 @@ fn is_about_the_server(cause: Cause) -> bool {
             | Cause::CertificateUntrusted
             | Cause::CertificateName
             | Cause::CertificateInvalid
+            | Cause::NameAmbiguous
             | Cause::TlsNotOffered
             | Cause::TlsFailed
             | Cause::NoUpgrade

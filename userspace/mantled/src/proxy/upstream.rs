@@ -11,6 +11,7 @@ use std::{
 };
 
 use mantled_record::TlsFacts;
+use mantled_redirect::Peer;
 use mantled_wire::starttls::Preamble;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::plan::ClearTextPermit;
+use super::plan::{ClearTextPermit, Plan};
 use crate::{
     error::{Cause, Failure},
     tls::{self, Alpn, Connector},
@@ -43,6 +44,17 @@ pub struct Dial {
 }
 
 impl Dial {
+    /// As the plan says, in the way that the agent would have.
+    pub fn of(plan: &Plan, peer: &Peer, patience: Duration) -> Self {
+        Self {
+            address: plan.address(),
+            source: peer.source,
+            device: peer.flow.device,
+            mark: peer.flow.mark,
+            patience,
+        }
+    }
+
     /// Connects.
     ///
     /// # Errors
