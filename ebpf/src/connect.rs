@@ -22,8 +22,8 @@ use mantled_abi::{
     Address, Bypass, COUNT_BYPASSED, COUNT_DOWN_PASSED, COUNT_DOWN_REFUSED, COUNT_LOCAL,
     COUNT_NAMESPACE_PASSED, COUNT_NAMESPACE_REFUSED, COUNT_NO_STORAGE, COUNT_REDIRECTED,
     COUNT_UNREACHABLE, Config, DOWN_OPEN, Destination, EVENT_DOWN_PASSED, EVENT_DOWN_REFUSED,
-    EVENT_NAMESPACE_REFUSED, Flow, MAPPED, MODE_ENFORCE, Socket, VERDICT_BYPASSED,
-    VERDICT_FAILED_OPEN, VERDICT_REDIRECTED,
+    EVENT_NAMESPACE_REFUSED, Flow, MAPPED, MODE_ENFORCE, MODE_SURVEY, Socket, VERDICT_BYPASSED,
+    VERDICT_FAILED_OPEN, VERDICT_REDIRECTED, VERDICT_SURVEYED,
 };
 
 use crate::{
@@ -63,6 +63,11 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         pending: 0,
         flow: describe(ctx, family, &enrolled),
     };
+    if enrolled.group.mode == MODE_SURVEY {
+        // Without memory the survey lacks a process, nothing else.
+        let _ = remember(socket(ctx), &mut state, VERDICT_SURVEYED);
+        return PASS;
+    }
     let flow = &state.flow;
 
     // DNS over TCP goes through the proxy like everything else, so that it sees which names are

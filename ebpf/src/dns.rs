@@ -23,7 +23,7 @@ use mantled_abi::{
 use crate::{
     connect::is_resolver,
     context::load,
-    egress::{DNS, DROP, PASS, Packet, UDP, read},
+    egress::{DNS, DROP, PASS, Packet, UDP},
     group,
     maps::{ANSWERS, QUERIES, QUERY, count},
 };
@@ -81,16 +81,12 @@ fn note(ctx: &SkBuffContext, packet: &Packet, message: usize) -> Option<()> {
     Some(())
 }
 
-/// Entry for every packet that arrives. It never drops one.
+/// A packet that arrives.
 #[inline(always)]
-pub fn hear(ctx: &SkBuffContext) -> i32 {
-    let Some(packet) = read(ctx) else {
-        return PASS;
-    };
+pub fn hear(ctx: &SkBuffContext, packet: &Packet) {
     if packet.source_port == DNS && packet.protocol == UDP && is_resolver(&packet.source) {
-        let _ = pass_on(ctx, &packet);
+        let _ = pass_on(ctx, packet);
     }
-    PASS
 }
 
 #[inline(always)]

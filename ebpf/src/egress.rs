@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use mantled_abi::{
     Address, COUNT_DROPPED, COUNT_INBOUND_DROPPED, EVENT_DROPPED, Flow, INBOUND_ALLOW, MAPPED,
-    MODE_ENFORCE, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_OWNED,
+    MODE_ENFORCE, MODE_SURVEY, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_OWNED,
 };
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     event::tell,
     group,
     maps::{INBOUND, SOCKETS, count},
+    survey,
 };
 
 /// The packet goes on.
@@ -33,7 +34,7 @@ pub const PASS: i32 = 1;
 /// The packet is dropped; a sender in the system call sees EPERM.
 pub const DROP: i32 = 0;
 
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const DNS: u16 = 53;
 
@@ -93,6 +94,10 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
     let Some(enrolled) = group::of_packet(ctx.skb.skb) else {
         return PASS;
     };
+    if enrolled.group.mode == MODE_SURVEY {
+        survey::sent(ctx, &packet, &enrolled);
+        return PASS;
+    }
     if enrolled.group.mode != MODE_ENFORCE || is_bypassed(&packet.destination, packet.port) {
         return PASS;
     }
@@ -138,7 +143,7 @@ fn covers(state: &Socket, packet: &Packet) -> bool {
 /// listener as its socket; the mark put on it then is inherited by the sockets that accept()
 /// returns.
 #[inline(always)]
-fn is_inbound(sk: *mut bpf_sock) -> bool {
+pub fn is_inbound(sk: *mut bpf_sock) -> bool {
     let state = load!(sk, bpf_sock, state);
     if state == TCP_LISTEN || state == SYN_RECV {
         let _ = INBOUND.get_or_insert(sk, &mut 1);
@@ -147,8 +152,9 @@ fn is_inbound(sk: *mut bpf_sock) -> bool {
     INBOUND.get(sk).is_some()
 }
 
+/// The packet's socket; null where it has none.
 #[inline(always)]
-fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+pub fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
     let sk = load_pointer!(ctx.skb.skb, __sk_buff, __bindgen_anon_2) as *mut bpf_sock;
     if sk.is_null() {
         return sk;

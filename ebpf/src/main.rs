@@ -12,8 +12,10 @@ mod egress;
 mod event;
 mod flow;
 mod group;
+mod ingress;
 mod maps;
 mod peername;
+mod survey;
 
 use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, sock_ops},
@@ -77,7 +79,7 @@ pub fn mantled_egress(ctx: SkBuffContext) -> i32 {
 /// Every packet that a socket of an enrolled group receives.
 #[cgroup_skb(ingress)]
 pub fn mantled_ingress(ctx: SkBuffContext) -> i32 {
-    dns::hear(&ctx)
+    ingress::watch(&ctx)
 }
 
 #[panic_handler]

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use mantled_abi::{
     Address, Bypass, COUNTERS as COUNTER_COUNT, Config, Destination, Flow, Group, NameEntry,
-    NameKey, Query, QueryKey, Socket, Source, Unreachable,
+    NameKey, Query, QueryKey, Socket, Source, SurveyKey, Surveyed, Unreachable,
 };
 
 const NO_PREALLOC: usize = 1;
@@ -139,6 +139,20 @@ pub static ANSWERS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 /// Names that user space has learnt. A cache: an evicted name is unknown to the next daemon.
 #[map]
 pub static NAMES: LruHashMap<NameKey, NameEntry> = LruHashMap::with_max_entries(8192, 0);
+
+/// What surveyed groups do, by destination. Full: other destinations are not counted, which is.
+#[map]
+pub static SURVEY: HashMap<SurveyKey, Surveyed> =
+    HashMap::with_max_entries(16_384, NO_PREALLOC as u32);
+
+/// Room to put the first entry of a destination together: it is too large for the stack.
+#[map]
+pub static SURVEYED: PerCpuArray<Surveyed> = PerCpuArray::with_max_entries(1, 0);
+
+/// What was seen of a surveyed connection. Memory that cannot be had: it counts as a new one with
+/// each packet.
+#[btf_map]
+pub static SEEN: SkStorage<u32, NO_PREALLOC> = SkStorage::new();
 
 /// Counters of `mantled-abi`, one set a CPU.
 #[map]

@@ -62,6 +62,9 @@ pub const MODE_OBSERVE: u32 = 1;
 /// Connections are redirected; whatever else the group sends is dropped.
 pub const MODE_ENFORCE: u32 = 2;
 
+/// Nothing is redirected or dropped; what the group sends and gets is counted by destination.
+pub const MODE_SURVEY: u32 = 3;
+
 /// Without a daemon, connections are refused.
 pub const DOWN_CLOSED: u32 = 0;
 /// Without a daemon, connections go where the agent wanted, unprotected.
@@ -98,6 +101,9 @@ pub const VERDICT_REDIRECTED: u32 = 2;
 pub const VERDICT_BYPASSED: u32 = 3;
 /// Goes straight because the daemon is down and the operator chose `open`.
 pub const VERDICT_FAILED_OPEN: u32 = 5;
+
+/// Goes where it wants, and is counted.
+pub const VERDICT_SURVEYED: u32 = 6;
 
 /// One redirected connection: who made it and where it was going. Value of map `SESSIONS`, whose
 /// key is [`Flow::id`].
@@ -283,6 +289,67 @@ pub struct NameEntry {
     pub name: [u8; NAME_BYTES],
 }
 
+/// First bytes of a direction that are kept for user space to recognise a protocol by.
+pub const FIRST_BYTES: usize = 64;
+
+/// Whom a surveyed group speaks with: key of map `SURVEY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SurveyKey {
+    /// The surveyed cgroup.
+    pub group: u64,
+    /// The other side.
+    pub address: Address,
+    /// Its port; of what comes in, the group's own. 0 where the protocol has none.
+    pub port: u32,
+    /// Protocol number of IP.
+    pub protocol: u32,
+    /// Non-zero: the other side connects to a server in the group.
+    pub inbound: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// The first bytes of a direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstBytes {
+    /// How many of `bytes` count.
+    pub length: u32,
+    /// Explicit padding.
+    pub pad: u32,
+    /// The bytes.
+    pub bytes: [u8; FIRST_BYTES],
+}
+
+/// What was seen: value of map `SURVEY`. Bytes are those of the transport's payload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Connections that carried something; for other protocols than TCP, datagrams sent.
+    pub connections: u64,
+    /// Connections that carried something in clear.
+    pub clear: u64,
+    /// Connections that carried TLS; one that began in clear counts in both.
+    pub tls: u64,
+    /// Connections in which the server spoke first.
+    pub server_first: u64,
+    /// Bytes from the group.
+    pub sent: u64,
+    /// Bytes to the group.
+    pub received: u64,
+    /// A process that made such a connection; 0 where it was there before.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its name, NUL-padded.
+    pub comm: [u8; 16],
+    /// The first that a connection sent in clear.
+    pub from_agent: FirstBytes,
+    /// The first that one got in clear.
+    pub from_server: FirstBytes,
+}
+
 /// Something that user space should hear of; what the ring buffer `EVENTS` carries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -378,6 +445,8 @@ counters! {
     COUNT_ANSWERED = "answered",
     /// Answers lost because the ring buffer was full: their names stay unknown.
     COUNT_ANSWER_LOST = "answer_lost",
+    /// Destinations of a survey that could not be counted because its map was full.
+    COUNT_SURVEY_FULL = "survey_full",
     /// Datagrams to a resolver that are no DNS query, dropped.
     COUNT_NO_QUERY = "no_query",
 }

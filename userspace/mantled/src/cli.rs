@@ -9,6 +9,7 @@ mod doctor;
 mod exec;
 mod guard;
 mod run;
+mod survey;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,9 @@ enum Command {
     Run(run::Arguments),
     /// Run a command in a fresh enrolled cgroup, with everything it connects to behind TLS.
     Exec(exec::Arguments),
+    /// Look who speaks with whom, in clear or in TLS, and what enforcing would do; nothing is
+    /// redirected.
+    Survey(survey::Arguments),
     /// Check a configuration file; every error at once.
     Check(check::Arguments),
     /// Check what this host offers: kernel, cgroups, privileges.
@@ -101,6 +105,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run(command) => run::run(&command, arguments.verbose),
         Command::Exec(command) => exec::run(command, arguments.verbose),
+        Command::Survey(command) => survey::run(&command),
         Command::Check(command) => check::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),

@@ -33,7 +33,7 @@
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
 //! [`enrollment`] enrols groups and follows units; [`app`] builds and joins the parts, binds
-//! everything, then runs; [`cli`] is the command line.
+//! everything, then runs; [`survey`] looks before anything is touched; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its
@@ -48,5 +48,6 @@ pub mod error;
 pub mod identity;
 pub mod names;
 pub mod proxy;
+pub mod survey;
 pub mod time;
 pub mod tls;

@@ -42,7 +42,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ma
 
 /// The maps that are pinned: all of `ebpf/src/maps.rs` that hold something between two calls of
 /// a program, but `EVENTS`, which nobody reads afterwards.
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 18] = [
     "ACCEPTED",
     "CONFIG",
     "GROUPS",
@@ -59,6 +59,8 @@ const MAPS: [&str; 16] = [
     "QUERIES",
     "ANSWERS",
     "NAMES",
+    "SURVEY",
+    "SEEN",
 ];
 
 /// A kernel program and where it is attached.
@@ -427,6 +429,22 @@ impl Interceptor {
         Events::new(ring)
     }
 
+    /// What surveyed groups have done, by destination.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn surveyed(&self) -> Result<Vec<(abi::SurveyKey, abi::Surveyed)>, Error> {
+        let failed = |source| Error::io("reading what was surveyed", source);
+        let map: Map<abi::SurveyKey, abi::Surveyed> = open_map(&self.ebpf, "SURVEY")?;
+        let mut found = Vec::new();
+        for key in map.keys().map_err(failed)? {
+            if let Some(counted) = map.get(&key).map_err(failed)? {
+                found.push((key, counted));
+            }
+        }
+        Ok(found)
+    }
+
     /// What enrolled groups ask DNS, once.
     ///
     /// # Errors
@@ -538,6 +556,13 @@ fn open_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
         .map_err(|source| Error::io(format!("opening map {name}"), source))
 }
 
+/// The end of what the verifier says names the instruction that it rejects.
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(count);
+    lines.get(from..).unwrap_or_default().join(" | ")
+}
+
 /// Sorts what the loader said: the errno at the bottom of its chain tells a missing privilege
 /// from a kernel that is too old.
 fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Error {
@@ -554,12 +579,13 @@ fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Error 
         cause = current.source();
     }
     match errno {
-        Some(libc::EPERM | libc::EACCES) => Error::Privilege {
+        // The verifier's EACCES comes with what it says; the privilege that is missing does not.
+        Some(libc::EPERM | libc::EACCES) if !text.contains("processed") => Error::Privilege {
             action: action.to_owned(),
         },
         _ => Error::Kernel {
             action: action.to_owned(),
-            reason: text.lines().take(40).collect::<Vec<_>>().join(" | "),
+            reason: last_lines(&text, 12),
         },
     }
 }

@@ -48,6 +48,10 @@ unsafe impl Plain for abi::Event {}
 // SAFETY: as above.
 unsafe impl Plain for abi::Answer {}
 // SAFETY: as above.
+unsafe impl Plain for abi::SurveyKey {}
+// SAFETY: as above.
+unsafe impl Plain for abi::Surveyed {}
+// SAFETY: as above.
 unsafe impl Plain for abi::NameKey {}
 // SAFETY: as above.
 unsafe impl Plain for abi::NameEntry {}

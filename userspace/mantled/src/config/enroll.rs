@@ -23,7 +23,7 @@ impl Words for Mode {
         &[("enforce", Self::Enforce), ("observe", Self::Observe)];
     const LATER: &'static [(&'static str, &'static str)] = &[(
         "survey",
-        "it comes with `mantled survey`; write `mode = \"observe\"` until then",
+        "`mantled survey` looks at a group without enrolling it; write `mode = \"observe\"` here",
     )];
 }
 

@@ -174,7 +174,7 @@ pub async fn greeting(dialling: &mut Dialling, port: u16, patience: Duration) ->
 
 /// What a server's first bytes are; None while they can become several things. The port decides
 /// where several protocols greet alike.
-fn recognise_greeting(_greeting: &[u8], _port: u16) -> Option<Spoken> {
+pub fn recognise_greeting(_greeting: &[u8], _port: u16) -> Option<Spoken> {
     Some(Spoken::ServerFirst)
 }
 
@@ -202,7 +202,7 @@ async fn server(dialling: &mut Dialling, connected: bool) -> io::Result<Event> {
 }
 
 /// What the agent's first bytes are; None while they can become several things.
-fn recognise(head: &[u8]) -> Option<Spoken> {
+pub fn recognise(head: &[u8]) -> Option<Spoken> {
     if head.is_empty() {
         return None;
     }

@@ -3,8 +3,11 @@
 mod implicit;
 mod native;
 mod postgres;
+mod rehearse;
 mod resolver;
 mod starttls;
+
+pub use rehearse::rehearse;
 
 use mantled_record::Path;
 
@@ -159,15 +162,8 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
-        if !self.plan.ambiguous.is_empty() {
-            return Err(Failure::new(
-                Cause::NameAmbiguous,
-                format!(
-                    "the agent has asked for several names that have this address ({}); a route \
-                     with server_name tells which one the certificate must prove",
-                    self.plan.ambiguous.join(", ")
-                ),
-            ));
+        if let Some(failure) = ambiguous(self.plan) {
+            return Err(failure);
         }
         self.note_port(&dialled);
         let patience = self.context.config.limits().handshake;
@@ -184,6 +180,20 @@ impl Upgrade<'_> {
         self.session.goes(Path::Verified);
         Ok(Upstream::Verified(Box::new(verified)))
     }
+}
+
+/// Why no certificate can prove the name: nobody knows which one is meant.
+fn ambiguous(plan: &Plan) -> Option<Failure> {
+    (!plan.ambiguous.is_empty()).then(|| {
+        Failure::new(
+            Cause::NameAmbiguous,
+            format!(
+                "the agent has asked for several names that have this address ({}); a route with \
+                 server_name tells which one the certificate must prove",
+                plan.ambiguous.join(", ")
+            ),
+        )
+    })
 }
 
 /// What is offered where TLS is spoken from the first byte.

@@ -155,7 +155,7 @@ impl Upgrade<'_> {
 }
 
 /// Asks the server for TLS.
-async fn ask(dialled: &mut Dialled) -> Result<SslAnswer, Failure> {
+pub(super) async fn ask(dialled: &mut Dialled) -> Result<SslAnswer, Failure> {
     let closed = |error: std::io::Error| {
         Failure::new(
             Cause::TlsNotOffered,
