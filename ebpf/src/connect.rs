@@ -22,8 +22,8 @@ use mantled_abi::{
     Address, Bypass, COUNT_BYPASSED, COUNT_DOWN_PASSED, COUNT_DOWN_REFUSED, COUNT_LOCAL,
     COUNT_NAMESPACE_PASSED, COUNT_NAMESPACE_REFUSED, COUNT_NO_STORAGE, COUNT_REDIRECTED,
     COUNT_UNREACHABLE, Config, DOWN_OPEN, Destination, EVENT_DOWN_PASSED, EVENT_DOWN_REFUSED,
-    EVENT_NAMESPACE_REFUSED, Flow, MAPPED, MODE_ENFORCE, MODE_SURVEY, Socket, VERDICT_BYPASSED,
-    VERDICT_FAILED_OPEN, VERDICT_REDIRECTED, VERDICT_SURVEYED,
+    EVENT_NAMESPACE_REFUSED, Flow, MAPPED, MODE_ENFORCE, MODE_RESOLVER, MODE_SURVEY, Socket,
+    VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_REDIRECTED, VERDICT_SURVEYED,
 };
 
 use crate::{
@@ -56,6 +56,9 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     };
     if load!(ctx.sock_addr, bpf_sock_addr, type_) != STREAM {
         return datagram::judge(ctx, family, &enrolled);
+    }
+    if enrolled.group.mode == MODE_RESOLVER {
+        return PASS;
     }
     let mut state = Socket {
         verdict: 0,

@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use mantled_abi::{
     ANSWER_BYTES, Answer, COUNT_ANSWER_LOST, COUNT_ANSWERED, COUNT_NO_QUERY, COUNT_RESOLVER,
-    MODE_ENFORCE, QUERY_BYTES, QueryKey,
+    MODE_ENFORCE, MODE_RESOLVER, QUERY_BYTES, QueryKey,
 };
 
 use crate::{
@@ -33,6 +33,14 @@ const UDP_HEADER: usize = 8;
 
 /// Of the header's flags: this is an answer, and what kind of query it is (RFC 1035 §4.1.1).
 const RESPONSE_AND_OPCODE: u16 = 0xf800;
+
+/// What a resolver asks.
+#[inline(always)]
+pub fn ask_for_others(ctx: &SkBuffContext, packet: &Packet) {
+    if packet.port == DNS && packet.protocol == UDP {
+        let _ = note(ctx, packet, packet.transport + UDP_HEADER);
+    }
+}
 
 /// A datagram to a resolver.
 #[inline(always)]
@@ -84,7 +92,7 @@ fn note(ctx: &SkBuffContext, packet: &Packet, message: usize) -> Option<()> {
 /// A packet that arrives.
 #[inline(always)]
 pub fn hear(ctx: &SkBuffContext, packet: &Packet) {
-    if packet.source_port == DNS && packet.protocol == UDP && is_resolver(&packet.source) {
+    if packet.source_port == DNS && packet.protocol == UDP {
         let _ = pass_on(ctx, packet);
     }
 }
@@ -92,6 +100,14 @@ pub fn hear(ctx: &SkBuffContext, packet: &Packet) {
 #[inline(always)]
 fn pass_on(ctx: &SkBuffContext, packet: &Packet) -> Option<()> {
     let enrolled = group::of_packet(ctx.skb.skb)?;
+    // A resolver asks whom it likes, and what it hears is everybody's.
+    let group = if enrolled.group.mode == MODE_RESOLVER {
+        0
+    } else if is_resolver(&packet.source) {
+        enrolled.id
+    } else {
+        return None;
+    };
     let message = packet.transport + UDP_HEADER;
     let id: u16 = ctx.load(message).ok()?;
     let key = QueryKey {
@@ -111,7 +127,7 @@ fn pass_on(ctx: &SkBuffContext, packet: &Packet) -> Option<()> {
     // SAFETY: the entry is as large as an answer, and all of it but the end of `bytes`, which
     // `length` excludes, is written before it is submitted.
     let copied = unsafe {
-        (*answer).group = enrolled.id;
+        (*answer).group = group;
         (*answer).at = bpf_ktime_get_ns();
         (*answer).query = *query;
         copy(ctx, message, &mut (*answer).bytes)

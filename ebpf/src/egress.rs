@@ -16,7 +16,8 @@ use aya_ebpf::{
 };
 use mantled_abi::{
     Address, COUNT_DROPPED, COUNT_INBOUND_DROPPED, EVENT_DROPPED, Flow, INBOUND_ALLOW, MAPPED,
-    MODE_ENFORCE, MODE_SURVEY, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_OWNED,
+    MODE_ENFORCE, MODE_RESOLVER, MODE_SURVEY, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN,
+    VERDICT_OWNED,
 };
 
 use crate::{
@@ -96,6 +97,10 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
     };
     if enrolled.group.mode == MODE_SURVEY {
         survey::sent(ctx, &packet, &enrolled);
+        return PASS;
+    }
+    if enrolled.group.mode == MODE_RESOLVER {
+        dns::ask_for_others(ctx, &packet);
         return PASS;
     }
     if enrolled.group.mode != MODE_ENFORCE || is_bypassed(&packet.destination, packet.port) {

@@ -325,6 +325,34 @@ fn the_end_of_a_ttl_changes_nothing_for_who_is_connected_or_comes_back() -> Resu
 }
 
 #[test]
+fn what_a_shared_resolver_asks_is_a_hint_and_no_more() -> Result<()> {
+    let lab = lab!();
+    let _server = Server::start_echo(
+        &lab.site,
+        SITE_V4,
+        7000,
+        &lab.authority.leaf(&["www.site.example"])?,
+    )?;
+    let _resolver = Program::dnsmasq(&lab, WWW)?;
+    // The agent asks a daemon over a socket; that one asks DNS, in a cgroup of its own.
+    let nscd = Group::named("nscd.service")?;
+    let group = Group::new()?;
+    for (mode, verified) in [("observe", true), ("enforce", false)] {
+        let daemon = Daemon::start(&lab, &group, mode, "[dns]\nresolvers = []\n")?;
+        look_up(&lab, &nscd, "www.site.example")?;
+        assert_eq!(echo(&lab, &group)?.status.success(), verified, "{mode}");
+        let records = daemon.settled_records(1)?;
+        if verified {
+            assert_verified(&records[0], "www.site.example", "resolver");
+        } else {
+            assert_eq!(records[0]["error.type"], "certificate_name_mismatch");
+            assert_eq!(records[0]["mantled.name.source"], "address");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn routes_choose_by_name() -> Result<()> {
     let lab = lab!();
     let _web = Program::nginx(&lab, &lab.authority.leaf(&["www.site.example"])?)?;

@@ -65,6 +65,9 @@ pub const MODE_ENFORCE: u32 = 2;
 /// Nothing is redirected or dropped; what the group sends and gets is counted by destination.
 pub const MODE_SURVEY: u32 = 3;
 
+/// A resolver that others ask by other ways than DNS: only its own queries are looked at.
+pub const MODE_RESOLVER: u32 = 4;
+
 /// Without a daemon, connections are refused.
 pub const DOWN_CLOSED: u32 = 0;
 /// Without a daemon, connections go where the agent wanted, unprotected.
@@ -245,7 +248,7 @@ pub struct Query {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The enrolled cgroup.
+    /// The enrolled cgroup; 0 for one that is a resolver itself.
     pub group: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub at: u64,

@@ -211,11 +211,15 @@ impl App {
             units,
             writer,
         };
+        let wanted: Vec<String> = app.units.iter().map(|unit| unit.name.clone()).collect();
+        // One that the operator enrols is an agent like any other.
+        app.units
+            .extend(enrollment::resolvers().filter(|unit| !wanted.contains(&unit.name)));
         for unit in &mut app.units {
             if let Ok(cgroup) = Cgroup::of_unit(&unit.name) {
                 groups.push((cgroup, unit.settings));
                 unit.enrolled = groups.last().map(|(cgroup, _)| cgroup.id());
-            } else {
+            } else if unit.settings.mode != abi::MODE_RESOLVER {
                 tracing::warn!(
                     unit = unit.name,
                     "does not run; it is enrolled when it starts"

@@ -27,6 +27,22 @@ pub struct Unit {
     pub enrolled: Option<u64>,
 }
 
+/// Units that resolve names for others, who ask them by other ways than DNS (nss-resolve, nscd).
+/// Their own queries tell which names addresses may have been asked for.
+const RESOLVERS: [&str; 2] = ["systemd-resolved.service", "nscd.service"];
+
+/// The resolvers of this host, as units to be followed. Nothing of theirs is redirected.
+pub fn resolvers() -> impl Iterator<Item = Unit> {
+    RESOLVERS.iter().map(|name| Unit {
+        name: (*name).to_owned(),
+        settings: abi::Group {
+            mode: abi::MODE_RESOLVER,
+            ..abi::Group::default()
+        },
+        enrolled: None,
+    })
+}
+
 /// The kernel's form of how a group is enrolled.
 pub fn group(mode: Mode, on_down: OnDown, inbound: Inbound) -> abi::Group {
     abi::Group {
@@ -60,6 +76,10 @@ pub fn enroll(
 ) -> Result<(), mantled_redirect::Error> {
     let known = interceptor.enrolled()?.contains(&cgroup.id());
     interceptor.enroll(cgroup, settings)?;
+    if settings.mode == abi::MODE_RESOLVER {
+        tracing::debug!(cgroup = %cgroup.path().display(), "listening to a resolver's queries");
+        return Ok(());
+    }
     let enforce = settings.mode == abi::MODE_ENFORCE;
     let group = cgroup.path().display();
     tracing::info!(cgroup = %group, mode = if enforce { "enforce" } else { "observe" }, "enrolled");
@@ -141,6 +161,9 @@ pub async fn follow(
                 tracing::warn!(%error, unit = unit.name, "its last cgroup could not be withdrawn");
             }
             let Some(cgroup) = cgroup else {
+                if unit.settings.mode == abi::MODE_RESOLVER {
+                    continue;
+                }
                 tracing::info!(
                     unit = unit.name,
                     "has stopped; it is enrolled when it starts"

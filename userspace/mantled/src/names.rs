@@ -28,11 +28,17 @@ use table::Table;
 /// How often names that nobody uses any more are looked for.
 const SWEEP: Duration = Duration::from_secs(300);
 
+/// The group under which the kernel shows what resolvers themselves ask.
+const SHARED: u64 = 0;
+
 /// Where a name comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The agent's own query.
     Dns,
+    /// A query of a resolver on this host, which may have been for anybody: a hint, never enough
+    /// in enforce mode.
+    Resolver,
     /// The host's /etc/hosts.
     Hosts,
 }
@@ -42,6 +48,7 @@ impl Source {
     pub fn name(self) -> &'static str {
         match self {
             Self::Dns => "dns",
+            Self::Resolver => "resolver",
             Self::Hosts => "hosts",
         }
     }
@@ -99,11 +106,16 @@ impl Names {
             return found;
         }
         let names = self.hosts.of_address(address);
-        Found {
-            source: (!names.is_empty()).then_some(Source::Hosts),
-            names,
-            stale: false,
+        if !names.is_empty() {
+            return Found {
+                source: Some(Source::Hosts),
+                names,
+                stale: false,
+            };
         }
+        let (mut shared, _) = self.table().find(sys::monotonic(), SHARED, address);
+        shared.source = shared.source.map(|_| Source::Resolver);
+        shared
     }
 
     /// Learns what the kernel has shown since the last call.

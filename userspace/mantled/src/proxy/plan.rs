@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 
 use crate::{
     config::{Config, Protocol, TlsMode},
-    names::Found,
+    names::{Found, Source},
 };
 
 /// Allows clear text on the way out. Only observe mode, a route with `tls = "exempt"` and
@@ -45,6 +45,14 @@ impl Plan {
     /// address and the first route that matches both.
     pub fn new(config: &Config, peer: &Peer, known: &Found) -> Self {
         let destination = peer.destination;
+        // An unknown mode counts as enforce.
+        let observe = peer.flow.mode == abi::MODE_OBSERVE;
+        let hint = Found::default();
+        let known = if known.source == Some(Source::Resolver) && !observe {
+            &hint
+        } else {
+            known
+        };
         let found = config.route_for(&known.names, destination.ip(), destination.port());
         let route = found.map(|(_, route)| route);
         let of_route = route.and_then(|route| route.server_name().cloned());
@@ -63,8 +71,6 @@ impl Plan {
             (None, _) => (ServerName::from(destination.ip()), "address"),
         };
         let tls = route.map_or(TlsMode::Auto, |route| route.tls());
-        // An unknown mode counts as enforce.
-        let observe = peer.flow.mode == abi::MODE_OBSERVE;
         Self {
             route: found.map(|(index, _)| index),
             tls,

@@ -90,8 +90,10 @@ async fn walk(
         return resolve(context, peer, session, agent).await;
     }
     let mut names = context.names.of(peer.flow.group, peer.destination.ip());
-    session.knows(&names);
     let mut plan = Plan::new(&context.config, peer, &names);
+    if plan.name_source != "address" {
+        session.knows(&names);
+    }
 
     let limits = context.config.limits();
     let mut dial = Dial::of(&plan, peer, limits.dial);
