@@ -45,7 +45,7 @@ const REFUSE: i32 = 0;
 const DNS: u16 = 53;
 const TCP: u32 = 6;
 const ECONNREFUSED: i32 = 111;
-const ENOMEM: i32 = 12;
+pub const ENOMEM: i32 = 12;
 const ENETUNREACH: i32 = 101;
 
 /// Entry: see the module.
@@ -54,9 +54,6 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let Some(enrolled) = group::of_task() else {
         return PASS;
     };
-    if load!(ctx.sock_addr, bpf_sock_addr, type_) != STREAM {
-        return datagram::judge(ctx, family, &enrolled);
-    }
     if enrolled.group.mode == MODE_RESOLVER {
         return PASS;
     }
@@ -66,6 +63,9 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         pending: 0,
         flow: describe(ctx, family, &enrolled),
     };
+    if load!(ctx.sock_addr, bpf_sock_addr, type_) != STREAM {
+        return datagram::judge(ctx, family, &enrolled, &mut state);
+    }
     if enrolled.group.mode == MODE_SURVEY {
         // Without memory the survey lacks a process, nothing else.
         let _ = remember(socket(ctx), &mut state, VERDICT_SURVEYED);
@@ -247,7 +247,7 @@ pub fn describe(ctx: &SockAddrContext, family: Family, enrolled: &Enrolled) -> F
 /// socket and must carry the daemon's instance number. The socket is gone the moment the daemon
 /// is, so nothing has to be heard from it regularly.
 #[inline(always)]
-fn is_alive(ctx: &SockAddrContext, config: &Config) -> bool {
+pub fn is_alive(ctx: &SockAddrContext, config: &Config) -> bool {
     const CURRENT_NETNS: u64 = u64::MAX;
     if config.instance == 0 {
         return false;

@@ -1,50 +1,155 @@
 //! Everything that is not a TCP stream, at connect() and sendto().
 //!
-//! Nothing of it can be upgraded, so in enforce mode it is refused here, where the caller gets an
-//! errno and the event knows the process. The egress program drops what these two calls do not
+//! Syslog can be upgraded: its datagrams go to the proxy, which carries them over TLS. Nothing else
+//! can, so in enforce mode it is refused here, where the caller gets an errno and the event knows
+//! the process. The egress program drops what these two calls do not
 //! see (raw sockets, sockets connected before).
 
-use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
-use mantled_abi::{COUNT_DATAGRAM_REFUSED, EVENT_DATAGRAM_REFUSED, MODE_ENFORCE};
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    programs::{SkBuffContext, SockAddrContext},
+};
+use mantled_abi::{
+    Address, COUNT_DATAGRAM_REFUSED, COUNT_DOWN_PASSED, COUNT_RELAYED, Config, DOWN_OPEN,
+    EVENT_DATAGRAM_REFUSED, MAPPED, MODE_ENFORCE, MODE_OBSERVE, Socket, Source, VERDICT_RELAYED,
+};
 
 use crate::{
-    connect::{PASS, describe, is_bypassed, is_resolver, refuse, stays_here},
-    context::{Family, is_local, load},
+    connect::{
+        ENOMEM, PASS, describe, is_alive, is_bypassed, is_resolver, refuse, remember, stays_here,
+    },
+    context::{Family, LOOPBACK4, LOOPBACK6, is_local, is_mapped, load, set_user, socket},
+    egress::{Packet, full_socket},
     event::tell,
     group::{self, Enrolled},
-    maps::count,
+    maps::{CONFIG, DATAGRAMS, SOCKETS, count},
 };
 
 const DNS: u32 = 53;
+const UDP: u32 = 17;
 const EPERM: i32 = 1;
 
 /// sendto() and sendmsg() of an unconnected socket.
 #[inline(always)]
 pub fn send(ctx: &SockAddrContext, family: Family) -> i32 {
     match group::of_task() {
-        Some(enrolled) => judge(ctx, family, &enrolled),
+        Some(enrolled) => {
+            let mut state = Socket {
+                verdict: 0,
+                via_port: 0,
+                pending: 0,
+                flow: describe(ctx, family, &enrolled),
+            };
+            judge(ctx, family, &enrolled, &mut state)
+        }
         None => PASS,
     }
 }
 
-/// Local, bypassed and DNS to a resolver pass; in enforce mode nothing else does.
+/// Local, bypassed and DNS to a resolver pass, syslog goes to the proxy; in enforce mode nothing
+/// else leaves.
 #[inline(always)]
-pub fn judge(ctx: &SockAddrContext, family: Family, enrolled: &Enrolled) -> i32 {
-    if enrolled.group.mode != MODE_ENFORCE {
+pub fn judge(
+    ctx: &SockAddrContext,
+    family: Family,
+    enrolled: &Enrolled,
+    state: &mut Socket,
+) -> i32 {
+    let enforce = enrolled.group.mode == MODE_ENFORCE;
+    if !enforce && enrolled.group.mode != MODE_OBSERVE {
         return PASS;
     }
-    let flow = describe(ctx, family, enrolled);
+    let flow = &state.flow;
     if (is_local(&flow.destination) && stays_here(flow.device))
         || is_bypassed(&flow.destination, flow.port as u16)
         || (flow.port == DNS && is_resolver(&flow.destination))
     {
         return PASS;
     }
+    let protocol = load!(ctx.sock_addr, bpf_sock_addr, protocol);
+    if protocol == UDP
+        && let Some(config) = CONFIG.get(0)
+        && is_relayed(config, flow.port as u16)
+        && flow.netns == config.netns
+    {
+        if is_alive(ctx, config) {
+            return relay(ctx, family, config, state);
+        }
+        if enrolled.group.on_daemon_down == DOWN_OPEN {
+            count(COUNT_DOWN_PASSED);
+            return PASS;
+        }
+    }
+    if !enforce {
+        return PASS;
+    }
     count(COUNT_DATAGRAM_REFUSED);
-    tell(
-        EVENT_DATAGRAM_REFUSED,
-        load!(ctx.sock_addr, bpf_sock_addr, protocol),
-        &flow,
-    );
+    tell(EVENT_DATAGRAM_REFUSED, protocol, flow);
     refuse(EPERM)
+}
+
+/// Is it one of the ports whose datagrams the proxy takes?
+#[inline(always)]
+fn is_relayed(config: &Config, port: u16) -> bool {
+    let mut found = false;
+    for relayed in config.relayed_ports {
+        found |= relayed == port && relayed != 0;
+    }
+    found
+}
+
+/// Sends the datagrams of this socket to the proxy. Which server a datagram was for is told by its
+/// socket, so a socket keeps the first one: another is refused rather than confused.
+#[inline(always)]
+fn relay(ctx: &SockAddrContext, family: Family, config: &Config, state: &mut Socket) -> i32 {
+    let flow = &state.flow;
+    let sk = socket(ctx);
+    let other = SOCKETS.get(sk).is_some_and(|known| {
+        known.verdict == VERDICT_RELAYED
+            && (known.flow.destination != flow.destination || known.flow.port != flow.port)
+    });
+    if other {
+        count(COUNT_DATAGRAM_REFUSED);
+        tell(EVENT_DATAGRAM_REFUSED, UDP, flow);
+        return refuse(EPERM);
+    }
+    let listener: Address = if is_mapped(&flow.destination) {
+        [0, 0, MAPPED, LOOPBACK4]
+    } else {
+        LOOPBACK6
+    };
+    state.via_port = config.proxy_port;
+    if !remember(sk, state, VERDICT_RELAYED) {
+        return refuse(ENOMEM);
+    }
+    set_user(ctx, family, &listener, config.proxy_port);
+    PASS
+}
+
+/// A datagram to the proxy leaves its socket: now its source is known.
+#[inline(always)]
+pub fn publish(ctx: &SkBuffContext, packet: &Packet) {
+    let proxy = CONFIG.get(0).map_or(0, |config| config.proxy_port);
+    if packet.protocol != UDP as u8 || packet.port != proxy || proxy == 0 {
+        return;
+    }
+    let sk = full_socket(ctx);
+    if sk.is_null() {
+        return;
+    }
+    let Some(state) = SOCKETS.get(sk) else {
+        return;
+    };
+    if state.verdict != VERDICT_RELAYED {
+        return;
+    }
+    let key = Source {
+        netns: state.flow.netns,
+        address: packet.source,
+        port: u32::from(packet.source_port),
+        pad: 0,
+    };
+    if DATAGRAMS.insert(key, &state.flow, 0).is_ok() {
+        count(COUNT_RELAYED);
+    }
 }

@@ -23,7 +23,7 @@ use mantled_abi::{
 use crate::{
     connect::{is_bypassed, is_resolver},
     context::{LOOPBACK_DEVICE, TCP_LISTEN, is_local, load, load_pointer},
-    dns,
+    datagram, dns,
     event::tell,
     group,
     maps::{INBOUND, SOCKETS, count},
@@ -90,6 +90,7 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
     }
     // The address alone does not say so: a socket option can send it out of another device.
     if is_local(&packet.destination) && load!(ctx.skb.skb, __sk_buff, ifindex) == LOOPBACK_DEVICE {
+        datagram::publish(ctx, &packet);
         return PASS;
     }
     let Some(enrolled) = group::of_packet(ctx.skb.skb) else {

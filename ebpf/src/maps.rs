@@ -107,6 +107,11 @@ pub static FLOWS: HashMap<Source, u64> = HashMap::with_max_entries(65_536, NO_PR
 #[map]
 pub static SESSIONS: HashMap<u64, Flow> = HashMap::with_max_entries(131_072, NO_PREALLOC as u32);
 
+/// Datagrams on their way to the proxy: source to what its socket is. Of sockets that have sent
+/// nothing for long it may evict; what they send next puts them back.
+#[map]
+pub static DATAGRAMS: LruHashMap<Source, Flow> = LruHashMap::with_max_entries(8192, 0);
+
 /// Destinations that could not be dialled a moment ago. A cache: it may evict.
 #[map]
 pub static UNREACHABLE: LruHashMap<Destination, Unreachable> =

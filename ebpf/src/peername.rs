@@ -1,7 +1,7 @@
 //! getpeername(): the agent sees the server that it asked for, not the proxy.
 
 use aya_ebpf::programs::SockAddrContext;
-use mantled_abi::VERDICT_REDIRECTED;
+use mantled_abi::{VERDICT_REDIRECTED, VERDICT_RELAYED};
 
 use crate::{
     connect::PASS,
@@ -16,7 +16,7 @@ pub fn answer(ctx: &SockAddrContext, family: Family) -> i32 {
         return PASS;
     };
     // The storage outlives a connection; the peer tells whether it speaks of this one.
-    if state.verdict == VERDICT_REDIRECTED
+    if matches!(state.verdict, VERDICT_REDIRECTED | VERDICT_RELAYED)
         && user_port(ctx) == state.via_port
         && is_local(&user_address(ctx, family))
     {

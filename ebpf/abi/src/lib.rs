@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of this layout; any change to a type below raises it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An IP address: sixteen bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
 ///
@@ -41,7 +41,13 @@ pub struct Config {
     pub liveness_port: u16,
     /// Non-zero: programs write to the aya-log ring buffer.
     pub debug: u32,
+    /// UDP ports whose datagrams go to the proxy's socket on `proxy_port`, which carries them as
+    /// syslog over TLS; 0 for none.
+    pub relayed_ports: [u16; RELAYED_PORTS],
 }
+
+/// How many UDP ports may be relayed.
+pub const RELAYED_PORTS: usize = 8;
 
 /// An enrolled cgroup: value of map `GROUPS`, whose key is the cgroup's id (`u64`).
 #[repr(C)]
@@ -107,6 +113,9 @@ pub const VERDICT_FAILED_OPEN: u32 = 5;
 
 /// Goes where it wants, and is counted.
 pub const VERDICT_SURVEYED: u32 = 6;
+
+/// A datagram socket whose datagrams go to the proxy.
+pub const VERDICT_RELAYED: u32 = 7;
 
 /// One redirected connection: who made it and where it was going. Value of map `SESSIONS`, whose
 /// key is [`Flow::id`].
@@ -450,6 +459,8 @@ counters! {
     COUNT_ANSWER_LOST = "answer_lost",
     /// Destinations of a survey that could not be counted because its map was full.
     COUNT_SURVEY_FULL = "survey_full",
+    /// Datagrams that went to the proxy.
+    COUNT_RELAYED = "relayed",
     /// Datagrams to a resolver that are no DNS query, dropped.
     COUNT_NO_QUERY = "no_query",
 }

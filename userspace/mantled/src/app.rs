@@ -185,7 +185,7 @@ impl App {
             .dns()
             .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         interceptor.set_resolvers(&resolvers)?;
-        interceptor.serve(&listeners, options.debug)?;
+        interceptor.serve(&listeners, config.relayed_ports(), options.debug)?;
         interceptor.attach()?;
 
         let names = interceptor.names()?;
@@ -290,9 +290,9 @@ impl App {
             tokio::spawn(sweep(Arc::clone(&context))),
             tokio::spawn(async move { names.follow().await }),
         ];
-        let (sockets, liveness) = listeners.into_parts();
+        let sockets = listeners.into_parts();
         let served = tokio::select! {
-            served = proxy::run(Arc::clone(&context), sockets, liveness, stop) => served,
+            served = proxy::run(Arc::clone(&context), sockets, stop) => served,
             () = enrollment::follow(&mut interceptor, &context.config, &context.resolvers, &mut units) => Ok(()),
         };
         for task in background {

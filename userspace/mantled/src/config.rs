@@ -40,6 +40,12 @@ use raw::RawConfig;
 use reader::Reader;
 use trust::RawTrust;
 
+/// The port of syslog over UDP (RFC 5426).
+const SYSLOG: u16 = 514;
+
+/// Most UDP ports that can be relayed; the kernel's layout has room for so many.
+pub const RELAYED_PORTS: usize = 8;
+
 /// Where the configuration is looked for if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/mantled/mantled.toml";
 
@@ -193,6 +199,27 @@ impl Config {
             .iter()
             .enumerate()
             .find(|(_, route)| route.matches(names, address, port))
+    }
+
+    /// UDP ports whose datagrams are carried as syslog over TLS: the usual one, and those of the
+    /// routes that say `protocol = "syslog"`.
+    pub fn relayed_ports(&self) -> [u16; RELAYED_PORTS] {
+        let mut ports = [0; RELAYED_PORTS];
+        let routes = self
+            .routes
+            .iter()
+            .filter(|route| route.protocol() == Some(Protocol::Syslog))
+            .filter_map(Route::port);
+        let mut wanted = vec![SYSLOG];
+        for port in routes {
+            if !wanted.contains(&port) {
+                wanted.push(port);
+            }
+        }
+        for (slot, port) in ports.iter_mut().zip(wanted) {
+            *slot = port;
+        }
+        ports
     }
 
     /// The trust of connections that no route gives another one: `[tls]`.

@@ -26,7 +26,7 @@ pub mod without_tls;
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
-use mantled_redirect::{Flows, Liveness};
+use mantled_redirect::{Flows, Parts};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -72,20 +72,19 @@ pub struct Context {
 /// As tokio's registration of the listeners.
 pub async fn run(
     context: Arc<Context>,
-    listeners: Vec<std::net::TcpListener>,
-    liveness: Liveness,
+    sockets: Parts,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(context.config.limits().sessions));
     let mut loops = JoinSet::new();
-    for listener in listeners {
+    for listener in sockets.streams {
         let listener = TcpListener::from_std(listener)?;
         let (context, permits, stop) = (Arc::clone(&context), Arc::clone(&permits), stop.clone());
         loops.spawn(accept(context, listener, permits, stop));
     }
     let _ = stop.wait_for(|stop| *stop).await;
     // First the kernel hears of it, so that no connection is sent to a listener that closes.
-    drop(liveness);
+    drop(sockets.liveness);
     while loops.join_next().await.is_some() {}
     Ok(())
 }

@@ -27,6 +27,7 @@ pub(crate) struct Maps {
     pub(crate) unreachable: Map<Destination, Unreachable>,
     pub(crate) accepted: Map<i32, u64>,
     pub(crate) groups: Map<u64, Group>,
+    pub(crate) datagrams: Map<Source, Flow>,
 }
 
 /// A redirected connection, in user space's terms.
@@ -101,6 +102,21 @@ impl Flows {
             flow.mode = MODE_ENFORCE;
         }
         Ok(Some(Peer::from(flow)))
+    }
+
+    /// The socket that sent a datagram to the proxy from `source`. None: the kernel did not send it
+    /// there.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn of_datagram(&self, netns: u64, source: SocketAddr) -> io::Result<Option<Peer>> {
+        let key = Source {
+            netns,
+            address: to_abi(source.ip()),
+            port: source.port().into(),
+            pad: 0,
+        };
+        Ok(self.0.datagrams.get(&key)?.map(Peer::from))
     }
 
     /// The record of this connection is written.

@@ -42,7 +42,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ma
 
 /// The maps that are pinned: all of `ebpf/src/maps.rs` that hold something between two calls of
 /// a program, but `EVENTS`, which nobody reads afterwards.
-const MAPS: [&str; 18] = [
+const MAPS: [&str; 19] = [
     "ACCEPTED",
     "CONFIG",
     "GROUPS",
@@ -61,6 +61,7 @@ const MAPS: [&str; 18] = [
     "NAMES",
     "SURVEY",
     "SEEN",
+    "DATAGRAMS",
 ];
 
 /// A kernel program and where it is attached.
@@ -200,6 +201,7 @@ impl Interceptor {
             unreachable: open_map(&ebpf, "UNREACHABLE")?,
             accepted: open_map(&ebpf, "ACCEPTED")?,
             groups: open_map(&ebpf, "GROUPS")?,
+            datagrams: open_map(&ebpf, "DATAGRAMS")?,
         });
         Ok(Self {
             config: open_map(&ebpf, "CONFIG")?,
@@ -273,12 +275,17 @@ impl Interceptor {
         Ok(link)
     }
 
-    /// Tells the programs where the daemon listens. From now on it counts as alive, for as long
+    /// Tells the programs where the daemon listens, and which UDP ports' datagrams it takes. From now on it counts as alive, for as long
     /// as `listeners` is open.
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn serve(&self, listeners: &Listeners, debug: bool) -> Result<(), Error> {
+    pub fn serve(
+        &self,
+        listeners: &Listeners,
+        relayed_ports: [u16; abi::RELAYED_PORTS],
+        debug: bool,
+    ) -> Result<(), Error> {
         let failed =
             |source| Error::io("telling the kernel programs where mantled listens", source);
         // Never zero, and never the number of a daemon that was here before.
@@ -291,6 +298,7 @@ impl Interceptor {
             proxy_port: listeners.port().map_err(failed)?,
             liveness_port: listeners.liveness_port().map_err(failed)?,
             debug: debug.into(),
+            relayed_ports,
         };
         self.config.insert(&0, &config).map_err(failed)
     }

@@ -28,7 +28,7 @@ pub use error::Error;
 pub use flows::{Flows, Peer};
 pub use interceptor::{Counters, Hook, Interceptor};
 pub use link::Link;
-pub use listener::{Listeners, Liveness};
+pub use listener::{Listeners, Liveness, Parts};
 pub use mantled_abi::{self as abi, SurveyKey, Surveyed};
 pub use names::{Kept, Names, Readiness};
 pub use pins::Pins;

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
 };
 
 use nix::sys::socket::{
@@ -25,6 +25,8 @@ pub struct Listeners {
     v4: TcpListener,
     /// ::1, on the same port; None where the host has no IPv6.
     v6: Option<TcpListener>,
+    /// The same addresses and port, for datagrams.
+    datagrams: Vec<UdpSocket>,
     /// Nobody connects to it. It is never handed on, so it is gone when the daemon is.
     pub(crate) liveness: TcpListener,
 }
@@ -43,37 +45,44 @@ impl Listeners {
                 source,
             )
         };
-        let liveness = listener((Ipv4Addr::LOCALHOST, 0).into(), 1).map_err(failed)?;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let v4 = listener((Ipv4Addr::LOCALHOST, port).into(), BACKLOG).map_err(failed)?;
-            let chosen = v4.local_addr().map_err(failed)?.port();
-            match listener((Ipv6Addr::LOCALHOST, chosen).into(), BACKLOG) {
-                Ok(v6) => {
-                    return Ok(Self {
-                        v4,
-                        v6: Some(v6),
-                        liveness,
-                    });
-                }
-                Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
-                    ) =>
-                {
-                    return Ok(Self {
-                        v4,
-                        v6: None,
-                        liveness,
-                    });
-                }
-                // Somebody has that port on ::1 only; another one will do if any would.
+            match Self::bind_once(port) {
+                Ok(listeners) => return Ok(listeners),
+                // Somebody has that port in another way; another one will do if any would.
                 Err(_) if port == 0 && attempt < ATTEMPTS => {}
                 Err(error) => return Err(failed(error)),
             }
         }
+    }
+
+    fn bind_once(port: u16) -> io::Result<Self> {
+        let liveness = listener((Ipv4Addr::LOCALHOST, 0).into(), 1)?;
+        let v4 = listener((Ipv4Addr::LOCALHOST, port).into(), BACKLOG)?;
+        let chosen = v4.local_addr()?.port();
+        let mut datagrams = vec![datagrams((Ipv4Addr::LOCALHOST, chosen).into())?];
+        let v6 = match listener((Ipv6Addr::LOCALHOST, chosen).into(), BACKLOG) {
+            Ok(v6) => {
+                datagrams.push(self::datagrams((Ipv6Addr::LOCALHOST, chosen).into())?);
+                Some(v6)
+            }
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
+                ) =>
+            {
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            v4,
+            v6,
+            datagrams,
+            liveness,
+        })
     }
 
     /// Port of the proxy's listeners.
@@ -88,15 +97,15 @@ impl Listeners {
         Ok(self.liveness.local_addr()?.port())
     }
 
-    /// The proxy's listeners, and the proof that there is a daemon: dropping that makes the kernel
-    /// programs do what `on_daemon_down` says, at once.
-    pub fn into_parts(self) -> (Vec<TcpListener>, Liveness) {
-        (
-            std::iter::once(self.v4).chain(self.v6).collect(),
-            Liveness {
+    /// The proxy's sockets.
+    pub fn into_parts(self) -> Parts {
+        Parts {
+            streams: std::iter::once(self.v4).chain(self.v6).collect(),
+            datagrams: self.datagrams,
+            liveness: Liveness {
                 _socket: self.liveness,
             },
-        )
+        }
     }
 
     /// The network namespace that they are in.
@@ -106,6 +115,18 @@ impl Listeners {
     pub fn netns(&self) -> io::Result<u64> {
         sys::netns_cookie(&self.v4)
     }
+}
+
+/// The proxy's sockets, each of which has its reader.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where connections arrive.
+    pub streams: Vec<TcpListener>,
+    /// Where datagrams arrive.
+    pub datagrams: Vec<UdpSocket>,
+    /// The proof that there is a daemon: dropping it makes the kernel programs do what
+    /// `on_daemon_down` says, at once.
+    pub liveness: Liveness,
 }
 
 /// As long as it exists, the kernel programs find a daemon.
@@ -133,4 +154,14 @@ fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     )?;
     listen(&socket, Backlog::new(backlog)?)?;
     Ok(TcpListener::from(socket))
+}
+
+/// Room for a burst of datagrams, in bytes; the kernel caps it at net.core.rmem_max.
+const DATAGRAM_ROOM: usize = 4 << 20;
+
+fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    setsockopt(&socket, sockopt::RcvBuf, &DATAGRAM_ROOM)?;
+    Ok(socket)
 }
