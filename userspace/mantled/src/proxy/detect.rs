@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, http, postgres, redis, tls};
+use mantled_wire::{Look, http, ldap, postgres, redis, tls};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -207,6 +207,10 @@ fn recognise(head: &[u8]) -> Option<Spoken> {
             Spoken::Known(Protocol::Redis),
             redis::looks_like_command(head),
         ),
+        (
+            Spoken::Known(Protocol::Ldap),
+            ldap::looks_like_request(head),
+        ),
         (Spoken::Known(Protocol::Http), http),
     ];
     if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
@@ -250,6 +254,11 @@ mod tests {
                 b"*1\r\n$4\r\nPING\r\n",
                 Some(Spoken::Known(Protocol::Redis)),
             ),
+            (
+                b"\x30\x0c\x02\x01\x01\x60\x07\x02\x01\x03",
+                Some(Spoken::Known(Protocol::Ldap)),
+            ),
+            (b"\x30\x0c\x02", None),
             (b"PING\r\n", Some(Spoken::Opaque)),
             (b"\0\x01", Some(Spoken::Opaque)),
             (b"hello", Some(Spoken::Opaque)),

@@ -1,6 +1,7 @@
 //! From a dialled connection to an [`Upstream`]: one file for each way to TLS.
 
 mod implicit;
+mod ldap;
 mod native;
 mod postgres;
 mod starttls;
@@ -79,6 +80,7 @@ impl Upgrade<'_> {
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
             }
+            (TlsMode::Passthrough, Spoken::Known(Protocol::Ldap)) => self.ldap(dialling).await,
             (TlsMode::Passthrough, _) => Err(Failure::new(
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
@@ -105,6 +107,7 @@ impl Upgrade<'_> {
     async fn by_protocol(&mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
         match spoken {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
+            Spoken::Known(Protocol::Ldap) => return self.ldap(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
                     return self.starttls(dialling, dialogue).await;
