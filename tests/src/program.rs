@@ -1,5 +1,6 @@
-//! Real servers in the site: nginx, redis-server, slapd.
+//! Real servers in the site: nginx, Prosody, redis-server, slapd.
 
+mod prosody;
 mod slapd;
 
 use std::{

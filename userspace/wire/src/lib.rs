@@ -25,6 +25,7 @@ pub mod redis;
 mod rewrite;
 pub mod starttls;
 pub mod tls;
+pub mod xmpp;
 
 pub use rewrite::{Next, Rewrite, RewriteError};
 

@@ -5,6 +5,7 @@ mod ldap;
 mod native;
 mod postgres;
 mod starttls;
+mod xmpp;
 
 use mantled_record::Path;
 
@@ -85,6 +86,9 @@ impl Upgrade<'_> {
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
             )),
+            (TlsMode::Implicit, Spoken::Known(Protocol::Xmpp)) => {
+                self.xmpp_implicit(dialling).await
+            }
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
@@ -108,6 +112,7 @@ impl Upgrade<'_> {
         match spoken {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
             Spoken::Known(Protocol::Ldap) => return self.ldap(dialling).await,
+            Spoken::Known(Protocol::Xmpp) => return self.xmpp(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
                     return self.starttls(dialling, dialogue).await;
