@@ -1,4 +1,7 @@
-//! Real servers in the site: nginx, redis-server.
+//! Real servers in the site: nginx, Prosody, redis-server, slapd.
+
+mod prosody;
+mod slapd;
 
 use std::{
     fs,

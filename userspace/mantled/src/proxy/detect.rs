@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, Progress, http, postgres, redis, tls};
+use mantled_wire::{Look, Progress, http, ldap, postgres, redis, tls, xmpp};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -222,6 +222,11 @@ pub fn recognise(head: &[u8]) -> Option<Spoken> {
             Spoken::Known(Protocol::Redis),
             redis::looks_like_command(head),
         ),
+        (
+            Spoken::Known(Protocol::Ldap),
+            ldap::looks_like_request(head),
+        ),
+        (Spoken::Known(Protocol::Xmpp), xmpp::looks_like_stream(head)),
         (Spoken::Known(Protocol::Http), http),
     ];
     if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
@@ -265,6 +270,17 @@ mod tests {
                 b"*1\r\n$4\r\nPING\r\n",
                 Some(Spoken::Known(Protocol::Redis)),
             ),
+            (
+                b"\x30\x0c\x02\x01\x01\x60\x07\x02\x01\x03",
+                Some(Spoken::Known(Protocol::Ldap)),
+            ),
+            (b"\x30\x0c\x02", None),
+            (
+                b"<?xml version='1.0'?><stream:stream to=",
+                Some(Spoken::Known(Protocol::Xmpp)),
+            ),
+            (b"<", None),
+            (b"<34>1 ", Some(Spoken::Opaque)),
             (b"PING\r\n", Some(Spoken::Opaque)),
             (b"\0\x01", Some(Spoken::Opaque)),
             (b"hello", Some(Spoken::Opaque)),

@@ -1,11 +1,13 @@
 //! From a dialled connection to an [`Upstream`]: one file for each way to TLS.
 
 mod implicit;
+mod ldap;
 mod native;
 mod postgres;
 mod rehearse;
 mod resolver;
 mod starttls;
+mod xmpp;
 
 pub use rehearse::rehearse;
 
@@ -83,10 +85,14 @@ impl Upgrade<'_> {
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
             }
+            (TlsMode::Passthrough, Spoken::Known(Protocol::Ldap)) => self.ldap(dialling).await,
             (TlsMode::Passthrough, _) => Err(Failure::new(
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
             )),
+            (TlsMode::Implicit, Spoken::Known(Protocol::Xmpp)) => {
+                self.xmpp_implicit(dialling).await
+            }
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
@@ -109,6 +115,8 @@ impl Upgrade<'_> {
     async fn by_protocol(&mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
         match spoken {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
+            Spoken::Known(Protocol::Ldap) => return self.ldap(dialling).await,
+            Spoken::Known(Protocol::Xmpp) => return self.xmpp(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
                     return self.starttls(dialling, dialogue).await;

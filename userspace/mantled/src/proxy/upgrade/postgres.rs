@@ -146,7 +146,7 @@ impl Upgrade<'_> {
         }
     }
 
-    async fn tell(&mut self, words: &[u8]) -> Result<(), Failure> {
+    pub(super) async fn tell(&mut self, words: &[u8]) -> Result<(), Failure> {
         self.agent
             .say(words)
             .await

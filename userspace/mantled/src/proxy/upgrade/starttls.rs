@@ -28,16 +28,7 @@ impl Upgrade<'_> {
         dialling: Dialling,
         mut dialogue: Box<dyn Dialogue>,
     ) -> Result<Way, Failure> {
-        let mut dialled = self.dialled(dialling).await?;
-        let patience = self.context.config.limits().starttls;
-        timeout(patience, converse(&mut dialled, &mut *dialogue))
-            .await
-            .unwrap_or_else(|_| {
-                Err(Failure::new(
-                    Cause::UpgradeTimeout,
-                    "the server did not go ahead with TLS in time",
-                ))
-            })?;
+        let dialled = self.go_ahead(dialling, &mut *dialogue).await?;
         let upstream = self.verify(dialled, Alpn::None).await?;
         let welcome = dialogue.welcome();
         self.agent.say(&welcome.to_agent).await.map_err(|error| {
@@ -48,6 +39,25 @@ impl Upgrade<'_> {
             from_agent: welcome.from_agent.into(),
             from_server: welcome.from_server.into(),
         })
+    }
+
+    /// Leads the dialogue on the dialled connection; the handshake comes next.
+    pub(super) async fn go_ahead(
+        &mut self,
+        dialling: Dialling,
+        dialogue: &mut dyn Dialogue,
+    ) -> Result<Dialled, Failure> {
+        let mut dialled = self.dialled(dialling).await?;
+        let patience = self.context.config.limits().starttls;
+        timeout(patience, converse(&mut dialled, dialogue))
+            .await
+            .unwrap_or_else(|_| {
+                Err(Failure::new(
+                    Cause::UpgradeTimeout,
+                    "the server did not go ahead with TLS in time",
+                ))
+            })?;
+        Ok(dialled)
     }
 }
 
