@@ -1,4 +1,6 @@
-//! Real servers in the site: nginx, redis-server.
+//! Real servers in the site: nginx, redis-server, and one file for each of the others.
+
+mod vsftpd;
 
 use std::{
     fs,

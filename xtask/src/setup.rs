@@ -161,6 +161,8 @@ const LAB: &[Package] = &[
     program("stunnel4", "stunnel4"),
     program("openssl", "openssl"),
     program("curl", "curl"),
+    program("vsftpd", "vsftpd"),
+    program("lftp", "lftp"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
 ];

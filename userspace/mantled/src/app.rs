@@ -26,6 +26,7 @@ use crate::{
     enrollment::{self, Unit},
     proxy::{
         self, Context,
+        data_channels::DataChannels,
         ledger::{Ledger, Owed},
         without_tls::WithoutTls,
     },
@@ -198,6 +199,7 @@ impl App {
             netns,
             ledger,
             without_tls: WithoutTls::default(),
+            data_channels: DataChannels::default(),
         });
         let mut app = Self {
             interceptor,

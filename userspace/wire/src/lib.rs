@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod ftp;
 pub mod http;
 pub mod postgres;
 mod reader;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use mantled_redirect::{Peer, abi};
 use rustls::pki_types::ServerName;
 
+use super::data_channels::Service;
 use crate::config::{Config, Protocol, TlsMode};
 
 /// Allows clear text on the way out. Only observe mode and a route with `tls = "exempt"` give one.
@@ -26,6 +27,8 @@ pub struct Plan {
     pub port: Option<u16>,
     /// The name that the certificate must prove.
     pub name: ServerName<'static>,
+    /// The connection is one that this control connection has announced.
+    pub data_of: Option<Service>,
     /// May clear text leave?
     pub clear_text: Option<ClearTextPermit>,
     /// May the agent's own encryption pass, which nobody can verify here?
@@ -50,9 +53,26 @@ impl Plan {
             name: route
                 .and_then(|route| route.server_name().cloned())
                 .unwrap_or_else(|| ServerName::from(destination.ip())),
+            data_of: None,
             clear_text: (observe || tls == TlsMode::Exempt).then_some(ClearTextPermit(())),
             native: observe || tls == TlsMode::Passthrough,
         }
+    }
+
+    /// Of a connection that a control connection has announced: it goes exactly there, with what
+    /// was proven of that server. An announcement in clear counts only where clear text may leave.
+    #[must_use]
+    pub fn data_of(mut self, service: Option<Service>) -> Self {
+        let Some(service) = service else { return self };
+        if service.connector.is_none() && self.clear_text.is_none() {
+            return self;
+        }
+        self.route = service.route;
+        self.tls = TlsMode::Implicit;
+        self.port = Some(self.destination.port());
+        self.name = service.name.clone();
+        self.data_of = Some(service);
+        self
     }
 
     /// May a server that cannot be verified be used in clear? An exempt route does not even try.

@@ -1,6 +1,6 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{http, postgres, redis, tls};
+use mantled_wire::{ftp, http, postgres, redis, tls};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -26,6 +26,7 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
             None,
         ),
         Some(Spoken::Known(Protocol::Http)) => http::refusal(text),
+        Some(Spoken::Known(Protocol::Ftp)) => ftp::refusal(text),
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,

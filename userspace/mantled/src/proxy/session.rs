@@ -23,7 +23,7 @@ use super::{
     upstream::{Dial, keep_alive},
 };
 use crate::{
-    config::TlsMode,
+    config::{Protocol, TlsMode},
     error::{Cause, Failure},
     identity,
 };
@@ -86,7 +86,10 @@ async fn walk(
     // A socket that cannot take these options is gone, which the first read tells.
     let _ = agent.stream.set_nodelay(true);
     let _ = keep_alive(&agent.stream);
-    let plan = Plan::new(&context.config, peer);
+    let announced = context
+        .data_channels
+        .take(peer.flow.group, peer.destination);
+    let plan = Plan::new(&context.config, peer).data_of(announced);
     session.record.route = plan.route.map(|index| index + 1);
 
     let limits = context.config.limits();
@@ -99,28 +102,15 @@ async fn walk(
     };
     let mut dialling = Dialling::start(dial.connect());
 
-    let patience = match plan.tls {
-        TlsMode::Implicit | TlsMode::Exempt => Patience::UntilConnected,
-        _ => Patience::For(limits.detect),
+    let heard = if plan.data_of.is_some() {
+        // The file itself, in which nothing is to be recognised.
+        Spoken::Known(Protocol::Ftp)
+    } else {
+        let heard = recognise(context, &plan, &dial, agent, &mut dialling).await?;
+        // A word of ours on a data connection would be part of the file.
+        *spoken = Some(heard);
+        heard
     };
-    let heard = match detect::listen(agent, &mut dialling, patience, plan.has_other_port()).await {
-        Ok(heard) => heard,
-        Err(Heard::Agent(error)) => {
-            return Err(Failure::new(Cause::AgentClosed, format!("agent: {error}")));
-        }
-        Err(Heard::Dial(error)) => {
-            unreachable::remember(context, plan.destination, &dial, &error);
-            return Err(detect::dial_failure(&error));
-        }
-    };
-    let heard = match heard {
-        Spoken::ServerFirst => {
-            detect::greeting(&mut dialling, plan.destination.port(), limits.detect).await
-        }
-        heard => heard,
-    };
-    let heard = heard.or_named(plan.protocol);
-    *spoken = Some(heard);
     session.record.protocol = heard.name();
     if heard == Spoken::Nothing {
         return Ok(End::Whole);
@@ -128,6 +118,7 @@ async fn walk(
 
     let upgrade = Upgrade {
         context,
+        peer,
         session,
         agent,
         plan: &plan,
@@ -147,4 +138,36 @@ async fn walk(
         tls.cipher = cipher_suite_name(hello.cipher_suite).map(str::to_owned);
     }
     result.map(|()| if carried.cut { End::Cut } else { End::Whole })
+}
+
+/// Which protocol it is, from whichever side speaks first.
+async fn recognise(
+    context: &Context,
+    plan: &Plan,
+    dial: &Dial,
+    agent: &mut Agent,
+    dialling: &mut Dialling,
+) -> Result<Spoken, Failure> {
+    let limits = context.config.limits();
+    let patience = match plan.tls {
+        TlsMode::Implicit | TlsMode::Exempt => Patience::UntilConnected,
+        _ => Patience::For(limits.detect),
+    };
+    let heard = match detect::listen(agent, dialling, patience, plan.has_other_port()).await {
+        Ok(heard) => heard,
+        Err(Heard::Agent(error)) => {
+            return Err(Failure::new(Cause::AgentClosed, format!("agent: {error}")));
+        }
+        Err(Heard::Dial(error)) => {
+            unreachable::remember(context, plan.destination, dial, &error);
+            return Err(detect::dial_failure(&error));
+        }
+    };
+    let heard = match heard {
+        Spoken::ServerFirst => {
+            detect::greeting(dialling, plan.destination.port(), limits.detect).await
+        }
+        heard => heard,
+    };
+    Ok(heard.or_named(plan.protocol))
 }

@@ -1,11 +1,15 @@
 //! From a dialled connection to an [`Upstream`]: one file for each way to TLS.
 
+mod ftp;
 mod implicit;
 mod native;
 mod postgres;
 mod starttls;
 
+use std::time::Duration;
+
 use mantled_record::Path;
+use mantled_redirect::Peer;
 
 use super::{
     Context,
@@ -16,7 +20,7 @@ use super::{
     plan::Plan,
     spoken::Spoken,
     unreachable,
-    upstream::{Dial, Dialled, Upstream},
+    upstream::{Dial, Dialled, Upstream, Verified},
     without_tls,
 };
 use crate::{
@@ -49,6 +53,7 @@ impl Way {
 /// One session on its way up: what every way to TLS needs.
 pub struct Upgrade<'a> {
     pub(super) context: &'a Context,
+    pub(super) peer: &'a Peer,
     pub(super) session: &'a mut Session,
     pub(super) agent: &'a mut Agent,
     pub(super) plan: &'a Plan,
@@ -62,18 +67,21 @@ impl Upgrade<'_> {
     /// # Errors
     /// What refuses the session.
     pub async fn run(mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
+        if let Some(service) = &self.plan.data_of {
+            return self.ftp_data(dialling, service).await;
+        }
         if self.plan.may_fall_back()
             && spoken != Spoken::Tls
             && let Some(failure) = self.context.without_tls.recall(self.plan.destination)
         {
             self.would_refuse(failure);
             let dialled = self.dialled(dialling).await?;
-            return self.expose(dialled).map(Way::plain);
+            return self.carry_in_clear(dialled, spoken);
         }
         let result = match (self.plan.tls, spoken) {
             (TlsMode::Exempt, _) => {
                 let dialled = self.dialled(dialling).await?;
-                return self.expose(dialled).map(Way::plain);
+                return self.carry_in_clear(dialled, spoken);
             }
             (_, Spoken::Tls) => return self.native(dialling).await,
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
@@ -83,6 +91,7 @@ impl Upgrade<'_> {
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
             )),
+            (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
@@ -95,7 +104,7 @@ impl Upgrade<'_> {
                 // The attempt has spoiled its connection.
                 self.dial.address = self.plan.address();
                 let dialled = self.dialled(Dialling::start(self.dial.connect())).await?;
-                self.expose(dialled).map(Way::plain)
+                self.carry_in_clear(dialled, spoken)
             }
             result => result,
         }
@@ -105,6 +114,7 @@ impl Upgrade<'_> {
     async fn by_protocol(&mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
         match spoken {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
+            Spoken::Known(Protocol::Ftp) => return self.ftp(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
                     return self.starttls(dialling, dialogue).await;
@@ -144,6 +154,14 @@ impl Upgrade<'_> {
         self.session.record.upstream_port = dialled.port().filter(|port| *port != asked);
     }
 
+    /// Leaves the session in clear, which needs a permit.
+    fn carry_in_clear(&mut self, dialled: Dialled, spoken: Spoken) -> Result<Way, Failure> {
+        match spoken {
+            Spoken::Known(Protocol::Ftp) => self.ftp_in_clear(dialled),
+            _ => self.expose(dialled).map(Way::plain),
+        }
+    }
+
     fn expose(&mut self, dialled: Dialled) -> Result<Upstream, Failure> {
         let permit = self.plan.clear_text.ok_or_else(|| {
             Failure::new(
@@ -156,22 +174,32 @@ impl Upgrade<'_> {
         Ok(Upstream::Exposed(dialled.expose(permit)))
     }
 
-    /// The TLS handshake, and what it shows, for whichever way led to it.
-    async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
-        self.note_port(&dialled);
+    /// How long the handshake may take.
+    fn patience(&self) -> Duration {
         let patience = self.context.config.limits().handshake;
-        let patience = if self.plan.may_fall_back() {
+        if self.plan.may_fall_back() {
             patience.min(without_tls::PATIENCE)
         } else {
             patience
-        };
+        }
+    }
+
+    /// The TLS handshake, and what it shows, for whichever way led to it.
+    async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        self.note_port(&dialled);
+        let patience = self.patience();
         let connector = self.context.connectors.of_route(self.plan.route);
         let verified = dialled
             .verify(connector, &self.plan.name, alpn, patience)
             .await?;
+        Ok(self.goes_to(verified))
+    }
+
+    /// The way is verified; the record says so.
+    fn goes_to(&mut self, verified: Verified) -> Upstream {
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);
-        Ok(Upstream::Verified(Box::new(verified)))
+        Upstream::Verified(Box::new(verified))
     }
 }
 

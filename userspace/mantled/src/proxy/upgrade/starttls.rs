@@ -52,7 +52,10 @@ impl Upgrade<'_> {
 }
 
 /// Leads the dialogue up to the handshake.
-async fn converse(dialled: &mut Dialled, dialogue: &mut dyn Dialogue) -> Result<(), Failure> {
+pub(super) async fn converse(
+    dialled: &mut Dialled,
+    dialogue: &mut dyn Dialogue,
+) -> Result<(), Failure> {
     let closed = |error: std::io::Error| {
         Failure::new(
             Cause::TlsNotOffered,
