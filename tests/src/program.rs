@@ -1,7 +1,8 @@
-//! Real servers in the site: nginx, Prosody, redis-server, slapd.
+//! Real servers in the site: nginx, redis-server, and one file for each of the others.
 
 mod prosody;
 mod slapd;
+mod vsftpd;
 
 use std::{
     fs,

@@ -166,6 +166,8 @@ const LAB: &[Package] = &[
     program("slapd", "slapd"),
     program("ldap-utils", "ldapsearch"),
     program("prosody", "prosody"),
+    program("vsftpd", "vsftpd"),
+    program("lftp", "lftp"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
 ];

@@ -27,6 +27,7 @@ use crate::{
     names::Names,
     proxy::{
         self, Context,
+        data_channels::DataChannels,
         ledger::{Ledger, Owed},
         without_tls::WithoutTls,
     },
@@ -203,6 +204,7 @@ impl App {
             netns,
             ledger,
             without_tls: WithoutTls::default(),
+            data_channels: DataChannels::default(),
         });
         let mut app = Self {
             interceptor,

@@ -10,6 +10,7 @@
 )]
 
 pub mod agent;
+pub mod data_channels;
 pub mod detect;
 pub mod filter;
 pub mod ledger;
@@ -31,10 +32,11 @@ use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{config::Config, names::Names, tls::Connectors};
+use data_channels::DataChannels;
 use ledger::Ledger;
 use without_tls::WithoutTls;
 
@@ -63,6 +65,8 @@ pub struct Context {
     pub ledger: Ledger,
     /// Servers that had no TLS a moment ago.
     pub without_tls: WithoutTls,
+    /// Connections that others have announced.
+    pub data_channels: DataChannels,
 }
 
 /// Accepts until `stop` turns true, then gives the sessions `[limits] drain` to end; those that
@@ -85,7 +89,9 @@ pub async fn run(
     let _ = stop.wait_for(|stop| *stop).await;
     // First the kernel hears of it, so that no connection is sent to a listener that closes.
     drop(sockets.liveness);
+    let deadline = Instant::now() + context.config.limits().drain;
     while loops.join_next().await.is_some() {}
+    context.data_channels.finish(deadline).await;
     Ok(())
 }
 

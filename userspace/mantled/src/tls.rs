@@ -53,6 +53,8 @@ impl Alpn {
 pub struct Connector {
     /// One for each of [`Alpn::ALL`], in that order.
     configs: [Arc<ClientConfig>; Alpn::ALL.len()],
+    /// The same trust with TLS 1.2 alone, where that may be.
+    tls12: Option<Arc<ClientConfig>>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -119,27 +121,57 @@ impl Connector {
             WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
                 .build()
                 .map_err(|error| format!("root certificates: {error}"))?;
-        let versions: &[&SupportedProtocolVersion] = match trust.min_version {
-            MinVersion::Tls12 => &[&TLS13, &TLS12],
-            MinVersion::Tls13 => &[&TLS13],
+        let of_versions = |versions: &[&'static SupportedProtocolVersion]| {
+            let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(versions)
+                .map_err(|error| format!("TLS versions: {error}"))?
+                .with_webpki_verifier(Arc::clone(&verifier));
+            let mut config = match &trust.client {
+                Some(client) => builder
+                    .with_client_auth_cert(client.chain().to_vec(), client.key().clone_key())
+                    .map_err(|error| format!("the client certificate: {error}"))?,
+                None => builder.with_no_client_auth(),
+            };
+            config.resumption = Resumption::in_memory_sessions(RESUMABLE);
+            Ok::<_, String>(config)
         };
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .map_err(|error| format!("TLS versions: {error}"))?
-            .with_webpki_verifier(verifier);
-        let mut config = match &trust.client {
-            Some(client) => builder
-                .with_client_auth_cert(client.chain().to_vec(), client.key().clone_key())
-                .map_err(|error| format!("the client certificate: {error}"))?,
-            None => builder.with_no_client_auth(),
+        let (config, tls12) = match trust.min_version {
+            MinVersion::Tls12 => (
+                of_versions(&[&TLS13, &TLS12])?,
+                Some(Arc::new(of_versions(&[&TLS12])?)),
+            ),
+            MinVersion::Tls13 => (of_versions(&[&TLS13])?, None),
         };
-        config.resumption = Resumption::in_memory_sessions(RESUMABLE);
         let configs = Alpn::ALL.map(|alpn| {
             let mut config = config.clone();
             config.alpn_protocols = alpn.identifier().map(<[u8]>::to_vec).into_iter().collect();
             Arc::new(config)
         });
-        Ok(Self { configs })
+        Ok(Self { configs, tls12 })
+    }
+
+    /// The same trust, with TLS sessions that are shared with nobody else: for connections that
+    /// have to resume one another's session. TLS 1.2 alone, if that may be, since its sessions
+    /// can be resumed any number of times. None where the trust asks for TLS 1.3.
+    pub fn apart_with_tls12(&self) -> Option<Self> {
+        self.tls12.as_deref().map(Self::apart_of)
+    }
+
+    /// The same with every version that may be. A ticket of TLS 1.3 is used once, so it depends
+    /// on the server's giving new ones whether the next connection can resume.
+    pub fn apart(&self) -> Self {
+        let [plain, ..] = &self.configs;
+        Self::apart_of(plain)
+    }
+
+    fn apart_of(config: &ClientConfig) -> Self {
+        let mut config = config.clone();
+        config.resumption = Resumption::in_memory_sessions(1);
+        let config = Arc::new(config);
+        Self {
+            configs: Alpn::ALL.map(|_| Arc::clone(&config)),
+            tls12: None,
+        }
     }
 
     /// Makes TLS of a connection and verifies that the server is `name`.
@@ -152,15 +184,8 @@ impl Connector {
         name: &ServerName<'static>,
         alpn: Alpn,
     ) -> Result<TlsStream<TcpStream>, Failure> {
-        let [none, http1, http2, postgresql] = &self.configs;
-        let config = match alpn {
-            Alpn::None => none,
-            Alpn::Http1 => http1,
-            Alpn::Http2 => http2,
-            Alpn::Postgresql => postgresql,
-        };
-        let stream = TlsConnector::from(Arc::clone(config))
-            .connect(name.clone(), stream)
+        let stream = self
+            .handshake(stream, name, alpn)
             .await
             .map_err(|error| handshake_failure(&error, name))?;
         if alpn == Alpn::Http2 && stream.get_ref().1.alpn_protocol() != alpn.identifier() {
@@ -171,15 +196,59 @@ impl Connector {
         }
         Ok(stream)
     }
+
+    /// The same for a data connection, which a server closes before any handshake when it does
+    /// not want the transfer.
+    ///
+    /// # Errors
+    /// As [`Self::connect`]; [`Cause::UpstreamClosed`].
+    pub async fn connect_data(
+        &self,
+        stream: TcpStream,
+        name: &ServerName<'static>,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        self.handshake(stream, name, Alpn::None)
+            .await
+            .map_err(|error| match tls_error(&error) {
+                Some(_) => handshake_failure(&error, name),
+                None => Failure::new(
+                    Cause::UpstreamClosed,
+                    format!(
+                        "the server closed the data connection before its TLS handshake ({})",
+                        error.kind()
+                    ),
+                ),
+            })
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        name: &ServerName<'static>,
+        alpn: Alpn,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let [none, http1, http2, postgresql] = &self.configs;
+        let config = match alpn {
+            Alpn::None => none,
+            Alpn::Http1 => http1,
+            Alpn::Http2 => http2,
+            Alpn::Postgresql => postgresql,
+        };
+        TlsConnector::from(Arc::clone(config))
+            .connect(name.clone(), stream)
+            .await
+    }
+}
+
+/// What TLS itself says of a handshake's error; None where the connection has failed.
+fn tls_error(error: &io::Error) -> Option<&TlsError> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// Sorts the error of a handshake.
 fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
     let shown = show_name(name);
-    let Some(tls) = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<TlsError>())
-    else {
+    let Some(tls) = tls_error(error) else {
         return Failure::new(
             Cause::TlsNotOffered,
             format!(

@@ -18,6 +18,7 @@
 )]
 
 pub mod dns;
+pub mod ftp;
 pub mod http;
 pub mod ldap;
 pub mod postgres;

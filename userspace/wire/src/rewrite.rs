@@ -30,6 +30,12 @@ pub trait Rewrite: Send + std::fmt::Debug {
     /// The session must end. What is in `out` is not carried.
     fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError>;
 
+    /// Has the protocol itself said that nothing more comes? Such a stream may end without TLS'
+    /// own goodbye, which many servers leave out then.
+    fn has_ended(&self) -> bool {
+        false
+    }
+
     /// The stream has ended; appends what was held back.
     fn finish(&mut self, _out: &mut Vec<u8>) {}
 }

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, Progress, http, ldap, postgres, redis, tls, xmpp};
+use mantled_wire::{Look, Progress, ftp, http, ldap, postgres, redis, tls, xmpp};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -174,8 +174,18 @@ pub async fn greeting(dialling: &mut Dialling, port: u16, patience: Duration) ->
 
 /// What a server's first bytes are; None while they can become several things. The port decides
 /// where several protocols greet alike.
-pub fn recognise_greeting(_greeting: &[u8], _port: u16) -> Option<Spoken> {
-    Some(Spoken::ServerFirst)
+pub fn recognise_greeting(greeting: &[u8], port: u16) -> Option<Spoken> {
+    let looks = [(
+        Spoken::Known(Protocol::Ftp),
+        ftp::looks_like_greeting(greeting, port == 21),
+    )];
+    if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
+        return Some(*spoken);
+    }
+    looks
+        .iter()
+        .all(|(_, look)| *look == Look::No)
+        .then_some(Spoken::ServerFirst)
 }
 
 /// Which side failed.

@@ -80,6 +80,11 @@ impl Filter {
         }
     }
 
+    /// Has the protocol itself said that nothing more comes?
+    pub fn has_ended(&self) -> bool {
+        matches!(self, Self::Rewrite(rewrite) if rewrite.has_ended())
+    }
+
     /// The stream has ended; what was held back.
     pub fn finish(&mut self) -> Vec<u8> {
         let mut held = Vec::new();

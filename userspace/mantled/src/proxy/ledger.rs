@@ -103,6 +103,16 @@ impl Ledger {
         session
     }
 
+    /// Opens the session of a connection that a server made to the proxy at the wish of this agent,
+    /// whose flow is another's; `peer` says where it came from.
+    pub fn open_inward(&self, peer: &Peer, process: Option<Process>, agent: SocketAddr) -> Session {
+        let mut session = self.begin(None, agent);
+        let record = &mut session.record;
+        describe(record, peer);
+        record.process = process;
+        session
+    }
+
     /// Opens the session of a connection that nobody redirected; it will be refused.
     pub fn open_stranger(&self, client: SocketAddr) -> Session {
         self.begin(None, client)

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use mantled_redirect::{Peer, abi};
 use rustls::pki_types::ServerName;
 
+use super::data_channels::Service;
 use crate::{
     config::{Config, Protocol, TlsMode},
     names::{Found, Source},
@@ -34,6 +35,8 @@ pub struct Plan {
     pub name_source: &'static str,
     /// The names of which nobody knows which one the agent means; then `name` is not to be used.
     pub ambiguous: Vec<Arc<str>>,
+    /// The connection is one that this control connection has announced.
+    pub data_of: Option<Service>,
     /// May clear text leave?
     pub clear_text: Option<ClearTextPermit>,
     /// May the agent's own encryption pass, which nobody can verify here?
@@ -80,6 +83,7 @@ impl Plan {
             name,
             name_source,
             ambiguous,
+            data_of: None,
             clear_text: (observe || tls == TlsMode::Exempt).then_some(ClearTextPermit(())),
             native: observe || tls == TlsMode::Passthrough,
         }
@@ -96,9 +100,28 @@ impl Plan {
             name: ServerName::from(peer.destination.ip()),
             name_source: "address",
             ambiguous: Vec::new(),
+            data_of: None,
             clear_text: Some(ClearTextPermit(())),
             native: false,
         }
+    }
+
+    /// Of a connection that a control connection has announced: it goes exactly there, with what
+    /// was proven of that server. An announcement in clear counts only where clear text may leave.
+    #[must_use]
+    pub fn data_of(mut self, service: Option<Service>) -> Self {
+        let Some(service) = service else { return self };
+        if service.connector.is_none() && self.clear_text.is_none() {
+            return self;
+        }
+        self.route = service.route;
+        self.tls = TlsMode::Implicit;
+        self.port = Some(self.destination.port());
+        self.name = service.name.clone();
+        self.name_source = "control";
+        self.ambiguous.clear();
+        self.data_of = Some(service);
+        self
     }
 
     /// May a server that cannot be verified be used in clear? An exempt route does not even try.

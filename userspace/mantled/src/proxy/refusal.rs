@@ -1,6 +1,6 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{http, ldap, postgres, redis, tls, xmpp};
+use mantled_wire::{ftp, http, ldap, postgres, redis, tls, xmpp};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -26,6 +26,7 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
             None,
         ),
         Some(Spoken::Known(Protocol::Http)) => http::refusal(text),
+        Some(Spoken::Known(Protocol::Ftp)) => ftp::refusal(text),
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
         Some(Spoken::Known(Protocol::Ldap)) => ldap::refusal(&agent.head, text),
         Some(Spoken::Known(Protocol::Xmpp)) => xmpp::refusal(text),

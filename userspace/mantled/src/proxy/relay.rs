@@ -299,6 +299,7 @@ impl Direction {
             let mut buffer = ReadBuf::new(shared);
             match Pin::new(reader).poll_read(cx, &mut buffer) {
                 Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Err(_)) if self.filter.has_ended() => {}
                 Poll::Ready(result) => result.map_err(End::Read)?,
             }
             if buffer.filled().is_empty() {

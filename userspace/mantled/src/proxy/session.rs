@@ -90,7 +90,10 @@ async fn walk(
         return resolve(context, peer, session, agent).await;
     }
     let mut names = context.names.of(peer.flow.group, peer.destination.ip());
-    let mut plan = Plan::new(&context.config, peer, &names);
+    let announced = context
+        .data_channels
+        .take(peer.flow.group, peer.destination);
+    let mut plan = Plan::new(&context.config, peer, &names).data_of(announced);
     if plan.name_source != "address" {
         session.knows(&names);
     }
@@ -99,28 +102,15 @@ async fn walk(
     let mut dial = Dial::of(&plan, peer, limits.dial);
     let mut dialling = Dialling::start(dial.connect());
 
-    let patience = match plan.tls {
-        TlsMode::Implicit | TlsMode::Exempt => Patience::UntilConnected,
-        _ => Patience::For(limits.detect),
+    let heard = if plan.data_of.is_some() {
+        // The file itself, in which nothing is to be recognised.
+        Spoken::Known(Protocol::Ftp)
+    } else {
+        let heard = recognise(context, &plan, &dial, agent, &mut dialling).await?;
+        // A word of ours on a data connection would be part of the file.
+        *spoken = Some(heard);
+        heard
     };
-    let heard = match detect::listen(agent, &mut dialling, patience, plan.has_other_port()).await {
-        Ok(heard) => heard,
-        Err(Heard::Agent(error)) => {
-            return Err(Failure::new(Cause::AgentClosed, format!("agent: {error}")));
-        }
-        Err(Heard::Dial(error)) => {
-            unreachable::remember(context, plan.destination, &dial, &error);
-            return Err(detect::dial_failure(&error));
-        }
-    };
-    let heard = match heard {
-        Spoken::ServerFirst => {
-            detect::greeting(&mut dialling, plan.destination.port(), limits.detect).await
-        }
-        heard => heard,
-    };
-    let heard = heard.or_named(plan.protocol);
-    *spoken = Some(heard);
     session.record.protocol = heard.name();
     if heard == Spoken::Nothing {
         return Ok(End::Whole);
@@ -144,6 +134,7 @@ async fn walk(
 
     let upgrade = Upgrade {
         context,
+        peer,
         session,
         agent,
         plan: &plan,
@@ -172,6 +163,7 @@ async fn resolve(
     session.record.protocol = Spoken::Dns.name();
     let upgrade = Upgrade {
         context,
+        peer,
         session,
         agent,
         plan: &plan,
@@ -196,4 +188,36 @@ async fn carry(session: &mut Session, agent: &mut Agent, way: Way) -> Result<End
         tls.cipher = cipher_suite_name(hello.cipher_suite).map(str::to_owned);
     }
     result.map(|()| if carried.cut { End::Cut } else { End::Whole })
+}
+
+/// Which protocol it is, from whichever side speaks first.
+async fn recognise(
+    context: &Context,
+    plan: &Plan,
+    dial: &Dial,
+    agent: &mut Agent,
+    dialling: &mut Dialling,
+) -> Result<Spoken, Failure> {
+    let limits = context.config.limits();
+    let patience = match plan.tls {
+        TlsMode::Implicit | TlsMode::Exempt => Patience::UntilConnected,
+        _ => Patience::For(limits.detect),
+    };
+    let heard = match detect::listen(agent, dialling, patience, plan.has_other_port()).await {
+        Ok(heard) => heard,
+        Err(Heard::Agent(error)) => {
+            return Err(Failure::new(Cause::AgentClosed, format!("agent: {error}")));
+        }
+        Err(Heard::Dial(error)) => {
+            unreachable::remember(context, plan.destination, dial, &error);
+            return Err(detect::dial_failure(&error));
+        }
+    };
+    let heard = match heard {
+        Spoken::ServerFirst => {
+            detect::greeting(dialling, plan.destination.port(), limits.detect).await
+        }
+        heard => heard,
+    };
+    Ok(heard.or_named(plan.protocol))
 }

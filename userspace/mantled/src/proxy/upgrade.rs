@@ -1,5 +1,6 @@
 //! From a dialled connection to an [`Upstream`]: one file for each way to TLS.
 
+mod ftp;
 mod implicit;
 mod ldap;
 mod native;
@@ -11,7 +12,11 @@ mod xmpp;
 
 pub use rehearse::rehearse;
 
+use std::time::Duration;
+
 use mantled_record::Path;
+use mantled_redirect::Peer;
+use rustls::pki_types::ServerName;
 
 use super::{
     Context,
@@ -22,7 +27,7 @@ use super::{
     plan::Plan,
     spoken::Spoken,
     unreachable,
-    upstream::{Dial, Dialled, Upstream},
+    upstream::{Dial, Dialled, Upstream, Verified},
     without_tls,
 };
 use crate::{
@@ -55,6 +60,7 @@ impl Way {
 /// One session on its way up: what every way to TLS needs.
 pub struct Upgrade<'a> {
     pub(super) context: &'a Context,
+    pub(super) peer: &'a Peer,
     pub(super) session: &'a mut Session,
     pub(super) agent: &'a mut Agent,
     pub(super) plan: &'a Plan,
@@ -68,18 +74,21 @@ impl Upgrade<'_> {
     /// # Errors
     /// What refuses the session.
     pub async fn run(mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
+        if let Some(service) = &self.plan.data_of {
+            return self.ftp_data(dialling, service).await;
+        }
         if self.plan.may_fall_back()
             && spoken != Spoken::Tls
             && let Some(failure) = self.context.without_tls.recall(self.plan.destination)
         {
             self.would_refuse(failure);
             let dialled = self.dialled(dialling).await?;
-            return self.expose(dialled).map(Way::plain);
+            return self.carry_in_clear(dialled, spoken);
         }
         let result = match (self.plan.tls, spoken) {
             (TlsMode::Exempt, _) => {
                 let dialled = self.dialled(dialling).await?;
-                return self.expose(dialled).map(Way::plain);
+                return self.carry_in_clear(dialled, spoken);
             }
             (_, Spoken::Tls) => return self.native(dialling).await,
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
@@ -93,6 +102,7 @@ impl Upgrade<'_> {
             (TlsMode::Implicit, Spoken::Known(Protocol::Xmpp)) => {
                 self.xmpp_implicit(dialling).await
             }
+            (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
@@ -105,7 +115,7 @@ impl Upgrade<'_> {
                 // The attempt has spoiled its connection.
                 self.dial.address = self.plan.address();
                 let dialled = self.dialled(Dialling::start(self.dial.connect())).await?;
-                self.expose(dialled).map(Way::plain)
+                self.carry_in_clear(dialled, spoken)
             }
             result => result,
         }
@@ -117,6 +127,7 @@ impl Upgrade<'_> {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
             Spoken::Known(Protocol::Ldap) => return self.ldap(dialling).await,
             Spoken::Known(Protocol::Xmpp) => return self.xmpp(dialling).await,
+            Spoken::Known(Protocol::Ftp) => return self.ftp(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
                     return self.starttls(dialling, dialogue).await;
@@ -156,6 +167,14 @@ impl Upgrade<'_> {
         self.session.record.upstream_port = dialled.port().filter(|port| *port != asked);
     }
 
+    /// Leaves the session in clear, which needs a permit.
+    fn carry_in_clear(&mut self, dialled: Dialled, spoken: Spoken) -> Result<Way, Failure> {
+        match spoken {
+            Spoken::Known(Protocol::Ftp) => self.ftp_in_clear(dialled),
+            _ => self.expose(dialled).map(Way::plain),
+        }
+    }
+
     fn expose(&mut self, dialled: Dialled) -> Result<Upstream, Failure> {
         let permit = self.plan.clear_text.ok_or_else(|| {
             Failure::new(
@@ -168,40 +187,47 @@ impl Upgrade<'_> {
         Ok(Upstream::Exposed(dialled.expose(permit)))
     }
 
-    /// The TLS handshake, and what it shows, for whichever way led to it.
-    async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
-        if let Some(failure) = ambiguous(self.plan) {
-            return Err(failure);
-        }
-        self.note_port(&dialled);
+    /// How long the handshake may take.
+    fn patience(&self) -> Duration {
         let patience = self.context.config.limits().handshake;
-        let patience = if self.plan.may_fall_back() {
+        if self.plan.may_fall_back() {
             patience.min(without_tls::PATIENCE)
         } else {
             patience
-        };
+        }
+    }
+
+    /// The TLS handshake, and what it shows, for whichever way led to it.
+    async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        let name = proven_name(self.plan)?;
+        self.note_port(&dialled);
+        let patience = self.patience();
         let connector = self.context.connectors.of_route(self.plan.route);
-        let verified = dialled
-            .verify(connector, &self.plan.name, alpn, patience)
-            .await?;
+        let verified = dialled.verify(connector, name, alpn, patience).await?;
+        Ok(self.goes_to(verified))
+    }
+
+    /// The way is verified; the record says so.
+    fn goes_to(&mut self, verified: Verified) -> Upstream {
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);
-        Ok(Upstream::Verified(Box::new(verified)))
+        Upstream::Verified(Box::new(verified))
     }
 }
 
-/// Why no certificate can prove the name: nobody knows which one is meant.
-fn ambiguous(plan: &Plan) -> Option<Failure> {
-    (!plan.ambiguous.is_empty()).then(|| {
-        Failure::new(
-            Cause::NameAmbiguous,
-            format!(
-                "the agent has asked for several names that have this address ({}); a route with \
-                 server_name tells which one the certificate must prove",
-                plan.ambiguous.join(", ")
-            ),
-        )
-    })
+/// The name that the certificate must prove, unless nobody knows which one is meant.
+fn proven_name(plan: &Plan) -> Result<&ServerName<'static>, Failure> {
+    if plan.ambiguous.is_empty() {
+        return Ok(&plan.name);
+    }
+    Err(Failure::new(
+        Cause::NameAmbiguous,
+        format!(
+            "the agent has asked for several names that have this address ({}); a route with \
+             server_name tells which one the certificate must prove",
+            plan.ambiguous.join(", ")
+        ),
+    ))
 }
 
 /// What is offered where TLS is spoken from the first byte.

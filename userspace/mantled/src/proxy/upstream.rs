@@ -136,6 +136,24 @@ impl Dialled {
         self.0.peek(buffer).await
     }
 
+    /// A connection that a server has made to the proxy.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn accepted(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        keep_alive(&stream)?;
+        Ok(Self(stream))
+    }
+
+    /// The address from which the server is reached.
+    ///
+    /// # Errors
+    /// As getsockname(2).
+    pub fn local_address(&self) -> io::Result<IpAddr> {
+        Ok(self.0.local_addr()?.ip())
+    }
+
     /// The server's port.
     pub fn port(&self) -> Option<u16> {
         self.0.peer_addr().ok().map(|address| address.port())
@@ -152,18 +170,20 @@ impl Dialled {
         alpn: Alpn,
         patience: Duration,
     ) -> Result<Verified, Failure> {
-        let handshake = connector.connect(self.0, name, alpn);
-        let stream = timeout(patience, handshake).await.map_err(|_| {
-            Failure::new(
-                Cause::UpgradeTimeout,
-                format!(
-                    "the server did not finish the TLS handshake in {} s",
-                    patience.as_secs_f32()
-                ),
-            )
-        })??;
-        let facts = tls::facts(&stream, name);
-        Ok(Verified { stream, facts })
+        Verified::by(connector.connect(self.0, name, alpn), name, patience).await
+    }
+
+    /// The same for a data connection.
+    ///
+    /// # Errors
+    /// See [`Connector::connect_data`]; [`Cause::UpgradeTimeout`].
+    pub async fn verify_data(
+        self,
+        connector: &Connector,
+        name: &ServerName<'static>,
+        patience: Duration,
+    ) -> Result<Verified, Failure> {
+        Verified::by(connector.connect_data(self.0, name), name, patience).await
     }
 
     /// Leaves it in clear text, which needs a permit.
@@ -204,6 +224,41 @@ pub enum Upstream {
 }
 
 impl Verified {
+    async fn by(
+        handshake: impl Future<Output = Result<TlsStream<TcpStream>, Failure>>,
+        name: &ServerName<'static>,
+        patience: Duration,
+    ) -> Result<Self, Failure> {
+        let stream = timeout(patience, handshake).await.map_err(|_| {
+            Failure::new(
+                Cause::UpgradeTimeout,
+                format!(
+                    "the server did not finish the TLS handshake in {} s",
+                    patience.as_secs_f32()
+                ),
+            )
+        })??;
+        let facts = tls::facts(&stream, name);
+        Ok(Self { stream, facts })
+    }
+
+    /// Says something of the proxy's own.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub async fn say(&mut self, words: &[u8]) -> io::Result<()> {
+        self.stream.write_all(words).await?;
+        self.stream.flush().await
+    }
+
+    /// Hears what has come, at most as much as fits; 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// As read(2), or the stream is cut.
+    pub async fn hear(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.read(buffer).await
+    }
+
     /// What the handshake has shown.
     pub fn facts(&self) -> &TlsFacts {
         &self.facts

@@ -4,7 +4,7 @@ use mantled_record::TlsFacts;
 use mantled_wire::postgres::SslAnswer;
 use tokio::time::timeout;
 
-use super::{alpn, ambiguous, postgres, starttls};
+use super::{alpn, postgres, proven_name, starttls};
 use crate::{
     config::{Limits, Protocol, TlsMode},
     error::{Cause, Failure},
@@ -28,9 +28,7 @@ pub async fn rehearse(
     spoken: Spoken,
     limits: &Limits,
 ) -> Result<TlsFacts, Failure> {
-    if let Some(failure) = ambiguous(plan) {
-        return Err(failure);
-    }
+    let name = proven_name(plan)?;
     let dialogue = match spoken {
         _ if plan.tls == TlsMode::Implicit => None,
         Spoken::Known(protocol) => starttls::dialogue(protocol),
@@ -68,7 +66,7 @@ pub async fn rehearse(
         ))
     })?;
     let verified = dialled
-        .verify(connector, &plan.name, alpn(spoken), limits.handshake)
+        .verify(connector, name, alpn(spoken), limits.handshake)
         .await?;
     Ok(verified.facts().clone())
 }
