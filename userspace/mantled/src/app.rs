@@ -29,7 +29,7 @@ use crate::{
         ledger::{Ledger, Owed},
         without_tls::WithoutTls,
     },
-    tls::Connectors,
+    tls::{Connectors, LiveConnectors},
 };
 
 /// How often connections that never reached accept() are looked for.
@@ -193,7 +193,7 @@ impl App {
             .map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
         let context = Arc::new(Context {
             config,
-            connectors,
+            connectors: LiveConnectors::new(connectors),
             flows,
             netns,
             ledger,
@@ -281,6 +281,7 @@ impl App {
         let background = [
             tokio::spawn(log_events(events)),
             tokio::spawn(sweep(Arc::clone(&context))),
+            tokio::spawn(follow_trust(Arc::clone(&context))),
         ];
         let (sockets, liveness) = listeners.into_parts();
         let served = tokio::select! {
@@ -402,6 +403,12 @@ async fn log_events(mut events: Events) {
             "refused by the kernel"
         );
     }
+}
+
+/// Keeps the connectors up to date with their files.
+async fn follow_trust(context: Arc<Context>) {
+    let replaced = || context.without_tls.forget();
+    context.connectors.follow(&context.config, replaced).await;
 }
 
 /// Finds connections that were redirected and never reached accept(), and writes their records.

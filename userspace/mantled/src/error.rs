@@ -17,8 +17,14 @@ pub enum Cause {
     CertificateUntrusted,
     /// It does not prove the name that was asked for.
     CertificateName,
-    /// It is otherwise invalid, or revoked.
+    /// It is otherwise invalid.
     CertificateInvalid,
+    /// A certificate of its chain is revoked.
+    CertificateRevoked,
+    /// No revocation list that is in force covers a certificate of its chain.
+    RevocationUnknown,
+    /// No key of its chain is pinned.
+    CertificatePin,
     /// The server does not speak TLS there.
     TlsNotOffered,
     /// It speaks TLS, but no handshake came about.
@@ -66,6 +72,9 @@ impl Cause {
             Self::CertificateUntrusted => "certificate_untrusted",
             Self::CertificateName => "certificate_name_mismatch",
             Self::CertificateInvalid => "certificate_invalid",
+            Self::CertificateRevoked => "certificate_revoked",
+            Self::RevocationUnknown => "revocation_unknown",
+            Self::CertificatePin => "certificate_pin_mismatch",
             Self::TlsNotOffered => "tls_not_offered",
             Self::TlsFailed => "tls_failed",
             Self::NoUpgrade => "no_upgrade",

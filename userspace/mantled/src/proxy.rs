@@ -34,7 +34,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{config::Config, tls::Connectors};
+use crate::{config::Config, tls::LiveConnectors};
 use ledger::Ledger;
 use without_tls::WithoutTls;
 
@@ -50,7 +50,7 @@ pub struct Context {
     /// The operator's configuration.
     pub config: Config,
     /// TLS for its routes.
-    pub connectors: Connectors,
+    pub connectors: LiveConnectors,
     /// The kernel's list of redirected connections.
     pub flows: Flows,
     /// The network namespace of the listeners.

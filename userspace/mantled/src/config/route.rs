@@ -169,6 +169,8 @@ pub enum TlsMode {
     Starttls,
     /// The agent speaks TLS, or SSH, itself.
     Passthrough,
+    /// The agent's own TLS is ended here, by a certificate of the host's authority.
+    Terminate,
     /// Plaintext is let out: an exception to the first promise.
     Exempt,
 }
@@ -179,12 +181,9 @@ impl Words for TlsMode {
         ("implicit", Self::Implicit),
         ("starttls", Self::Starttls),
         ("passthrough", Self::Passthrough),
+        ("terminate", Self::Terminate),
         ("exempt", Self::Exempt),
     ];
-    const LATER: &'static [(&'static str, &'static str)] = &[(
-        "terminate",
-        "write `tls = \"passthrough\"` if the agent speaks TLS itself",
-    )];
 }
 
 /// All routes, in order; `base` is the file's `[tls]`.
@@ -203,8 +202,6 @@ pub(super) fn resolve(
 fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trust) -> Route {
     let hint = "host routes come with name learning; write `cidr` and `server_name`";
     reader.later("host", &raw.host, hint);
-    let hint = "remove it; write `roots` to narrow down who may sign the certificate";
-    reader.later("pins", &raw.pins, hint);
     if [raw.cidr.span(), raw.port.span(), raw.host.span()]
         .iter()
         .all(Option::is_none)
@@ -223,6 +220,8 @@ fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trus
         ("roots", raw.roots.span()),
         ("client_certificate", raw.client_certificate.span()),
         ("min_version", raw.min_version.span()),
+        ("pins", raw.pins.span()),
+        ("crls", raw.crls.span()),
     ];
     let route = Route {
         cidr: reader.cidr("cidr", raw.cidr).map(|at| at.value),
@@ -236,6 +235,8 @@ fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trus
             min_version: raw.min_version,
             client_certificate: raw.client_certificate,
             client_key: raw.client_key,
+            pins: raw.pins,
+            crls: raw.crls,
         }
         .resolve(reader, base),
     };

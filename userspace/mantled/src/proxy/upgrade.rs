@@ -84,7 +84,9 @@ impl Upgrade<'_> {
                 "the route says passthrough, but the agent does not speak TLS",
             )),
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
-            (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
+            (TlsMode::Auto | TlsMode::Starttls | TlsMode::Terminate, spoken) => {
+                self.by_protocol(spoken, dialling).await
+            }
         };
         match result {
             Err(failure) if self.plan.may_fall_back() && is_about_the_server(failure.cause) => {
@@ -167,7 +169,7 @@ impl Upgrade<'_> {
         };
         let connector = self.context.connectors.of_route(self.plan.route);
         let verified = dialled
-            .verify(connector, &self.plan.name, alpn, patience)
+            .verify(&connector, &self.plan.name, alpn, patience)
             .await?;
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);
@@ -193,6 +195,9 @@ fn is_about_the_server(cause: Cause) -> bool {
             | Cause::CertificateUntrusted
             | Cause::CertificateName
             | Cause::CertificateInvalid
+            | Cause::CertificateRevoked
+            | Cause::CertificatePin
+            | Cause::RevocationUnknown
             | Cause::TlsNotOffered
             | Cause::TlsFailed
             | Cause::NoUpgrade

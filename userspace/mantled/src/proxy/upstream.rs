@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 use super::plan::ClearTextPermit;
 use crate::{
     error::{Cause, Failure},
-    tls::{self, Alpn, Connector},
+    tls::{Alpn, Connector},
 };
 
 /// How to reach a server: as the agent would have.
@@ -150,7 +150,7 @@ impl Dialled {
                 ),
             )
         })??;
-        let facts = tls::facts(&stream, name);
+        let facts = connector.facts(&stream, name);
         Ok(Verified { stream, facts })
     }
 
