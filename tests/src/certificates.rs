@@ -1,7 +1,10 @@
 //! Certificates for the lab's servers.
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SanType,
+};
 use time::{Duration, OffsetDateTime};
 
 /// A certificate authority.
@@ -56,10 +59,57 @@ impl Authority {
         self.leaf_valid(names, now - Duration::days(30), now - Duration::days(1))
     }
 
+    /// One that expires so soon.
+    ///
+    /// # Errors
+    /// As rcgen.
+    pub fn leaf_expiring_in(&self, names: &[&str], remaining: Duration) -> Result<Leaf> {
+        let now = OffsetDateTime::now_utc();
+        self.leaf_valid(names, now - Duration::days(1), now + remaining)
+    }
+
+    /// A certificate of this serial number, so that it can be revoked.
+    ///
+    /// # Errors
+    /// As rcgen.
+    pub fn leaf_with_serial(&self, names: &[&str], serial: u64) -> Result<Leaf> {
+        let mut parameters = parameters(names)?;
+        parameters.serial_number = Some(serial.into());
+        self.sign(&parameters)
+    }
+
+    /// A list that revokes these serial numbers, in PEM; it is in force for so long from now on,
+    /// or until so long ago.
+    ///
+    /// # Errors
+    /// As rcgen.
+    pub fn revocations(&self, serials: &[u64], remaining: Duration) -> Result<String> {
+        let now = OffsetDateTime::now_utc();
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: now - Duration::days(1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - Duration::days(2),
+            next_update: now + remaining,
+            crl_number: 1_u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
+    }
+
     fn leaf_valid(&self, names: &[&str], from: OffsetDateTime, to: OffsetDateTime) -> Result<Leaf> {
         let mut parameters = parameters(names)?;
         parameters.not_before = from;
         parameters.not_after = to;
+        self.sign(&parameters)
+    }
+
+    fn sign(&self, parameters: &CertificateParams) -> Result<Leaf> {
         let key = KeyPair::generate()?;
         let certificate = parameters.signed_by(&key, &self.issuer)?;
         Ok(Leaf {

@@ -31,7 +31,7 @@ use crate::{
         ledger::{Ledger, Owed},
         without_tls::WithoutTls,
     },
-    tls::Connectors,
+    tls::{Connectors, LiveConnectors},
 };
 
 /// How often connections that never reached accept() are looked for.
@@ -197,7 +197,7 @@ impl App {
             .map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
         let context = Arc::new(Context {
             config,
-            connectors,
+            connectors: LiveConnectors::new(connectors),
             flows,
             names: Arc::new(names),
             resolvers,
@@ -291,6 +291,7 @@ impl App {
             tokio::spawn(log_events(events)),
             tokio::spawn(sweep(Arc::clone(&context))),
             tokio::spawn(async move { names.follow().await }),
+            tokio::spawn(follow_trust(Arc::clone(&context))),
         ];
         let sockets = listeners.into_parts();
         let served = tokio::select! {
@@ -412,6 +413,12 @@ async fn log_events(mut events: Events) {
             "refused by the kernel"
         );
     }
+}
+
+/// Keeps the connectors up to date with their files.
+async fn follow_trust(context: Arc<Context>) {
+    let replaced = || context.without_tls.forget();
+    context.connectors.follow(&context.config, replaced).await;
 }
 
 /// Finds connections that were redirected and never reached accept(), and writes their records.

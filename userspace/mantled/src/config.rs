@@ -8,6 +8,7 @@
 //! defaults are filled in. Nothing later in the program checks a configuration again.
 
 mod bypass;
+mod ca;
 mod dns;
 mod enroll;
 mod error;
@@ -21,19 +22,22 @@ mod route;
 mod tests;
 mod trust;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use bypass::{BYPASS_PORTS, Bypass};
+pub use ca::Ca;
 pub use dns::Dns;
 pub use enroll::{CgroupPath, Enrollment, Inbound, Mode, OnDown, Target, UnitName};
 pub use error::{ConfigError, ConfigErrors};
 pub use limits::Limits;
 pub use record::{OnFailure, Record};
 pub use route::{HostPattern, Protocol, Route, TlsMode};
-pub use trust::{ClientIdentity, MinVersion, Roots, Trust};
+pub use trust::{ClientIdentity, Crls, MinVersion, Pin, Roots, Trust};
 
 use error::Document;
 use raw::RawConfig;
@@ -57,10 +61,20 @@ pub struct Config {
     enrollments: Vec<Enrollment>,
     routes: Vec<Route>,
     trust: Trust,
+    ca: Ca,
     bypasses: Vec<Bypass>,
     dns: Dns,
     record: Record,
     limits: Limits,
+    source: Option<Arc<Source>>,
+}
+
+/// Where a configuration was read, so that the files that it names can be read again.
+#[derive(Debug, PartialEq, Eq)]
+struct Source {
+    path: PathBuf,
+    text: String,
+    files: Vec<PathBuf>,
 }
 
 impl Config {
@@ -82,7 +96,16 @@ impl Config {
             }
         })?;
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::parse(text, path),
+            Ok(text) => {
+                let files = Noted::default();
+                let mut config = Self::parse_with(text, path, &files)?;
+                config.source = Some(Arc::new(Source {
+                    path: path.to_owned(),
+                    text: text.to_owned(),
+                    files: files.0.into_inner(),
+                }));
+                Ok(config)
+            }
             Err(error) => {
                 let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
                 let text = String::from_utf8_lossy(valid);
@@ -91,6 +114,22 @@ impl Config {
                 let error = Document::new(&text).error(&place, "this is not UTF-8", hint);
                 Err(ConfigErrors::new(path, vec![error]))
             }
+        }
+    }
+
+    /// The files that the configuration names, and that were read with it.
+    pub fn files(&self) -> &[PathBuf] {
+        self.source.as_deref().map_or(&[], |source| &source.files)
+    }
+
+    /// The same text, with its files read again. The text itself is not.
+    ///
+    /// # Errors
+    /// What is wrong with a file now.
+    pub fn reread(&self) -> Result<Self, ConfigErrors> {
+        match &self.source {
+            Some(source) => Self::parse(&source.text, &source.path),
+            None => Ok(self.clone()),
         }
     }
 
@@ -125,6 +164,7 @@ impl Config {
         );
         let listen = reader.table("listen", raw.listen).value;
         let tls = reader.table("tls", raw.tls).value;
+        let ca = reader.table("ca", raw.ca).value;
         let dns = reader.table("dns", raw.dns).value;
         let record = reader.table("record", raw.record).value;
         let limits = reader.table("limits", raw.limits).value;
@@ -135,6 +175,8 @@ impl Config {
             min_version: tls.min_version,
             client_certificate: tls.client_certificate,
             client_key: tls.client_key,
+            pins: tls.pins,
+            crls: tls.crls,
         };
         let trust = tls.resolve(reader, &Trust::default()).unwrap_or_default();
         Self {
@@ -145,10 +187,12 @@ impl Config {
             enrollments: enroll::resolve(reader, raw.enroll, on_daemon_down),
             routes: route::resolve(reader, raw.route, &trust),
             trust,
+            ca: ca::resolve(reader, ca),
             bypasses: bypass::resolve(reader, raw.bypass),
             dns: dns::resolve(reader, dns),
             record: record::resolve(reader, record),
             limits: limits::resolve(reader, limits),
+            source: None,
         }
     }
 
@@ -232,6 +276,20 @@ impl Config {
         route.and_then(Route::trust).unwrap_or(&self.trust)
     }
 
+    /// The authority of this host.
+    pub fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    /// The first route that ends the TLS of agents, counted from 1; `None`: there is none.
+    pub fn terminates(&self) -> Option<usize> {
+        let terminates = |route: &Route| route.tls() == TlsMode::Terminate;
+        self.routes
+            .iter()
+            .position(terminates)
+            .map(|index| index + 1)
+    }
+
     /// Destinations that need no TLS.
     pub fn bypasses(&self) -> &[Bypass] {
         &self.bypasses
@@ -284,6 +342,17 @@ impl Files for Disk {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge));
         }
         Ok(bytes)
+    }
+}
+
+/// The files of this host, and which of them were asked for.
+#[derive(Debug, Default)]
+struct Noted(RefCell<Vec<PathBuf>>);
+
+impl Files for Noted {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.0.borrow_mut().push(path.to_owned());
+        Disk.read(path)
     }
 }
 

@@ -17,10 +17,16 @@ pub enum Cause {
     CertificateUntrusted,
     /// It does not prove the name that was asked for.
     CertificateName,
-    /// It is otherwise invalid, or revoked.
+    /// It is otherwise invalid.
     CertificateInvalid,
     /// The agent knows several names of the address, and nobody can tell which one it means.
     NameAmbiguous,
+    /// A certificate of its chain is revoked.
+    CertificateRevoked,
+    /// No revocation list that is in force covers a certificate of its chain.
+    RevocationUnknown,
+    /// No key of its chain is pinned.
+    CertificatePin,
     /// The server does not speak TLS there.
     TlsNotOffered,
     /// It speaks TLS, but no handshake came about.
@@ -69,6 +75,9 @@ impl Cause {
             Self::CertificateName => "certificate_name_mismatch",
             Self::CertificateInvalid => "certificate_invalid",
             Self::NameAmbiguous => "name_ambiguous",
+            Self::CertificateRevoked => "certificate_revoked",
+            Self::RevocationUnknown => "revocation_unknown",
+            Self::CertificatePin => "certificate_pin_mismatch",
             Self::TlsNotOffered => "tls_not_offered",
             Self::TlsFailed => "tls_failed",
             Self::NoUpgrade => "no_upgrade",

@@ -35,7 +35,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{config::Config, names::Names, tls::Connectors};
+use crate::{config::Config, names::Names, tls::LiveConnectors};
 use data_channels::DataChannels;
 use ledger::Ledger;
 use without_tls::WithoutTls;
@@ -52,7 +52,7 @@ pub struct Context {
     /// The operator's configuration.
     pub config: Config,
     /// TLS for its routes.
-    pub connectors: Connectors,
+    pub connectors: LiveConnectors,
     /// The kernel's list of redirected connections.
     pub flows: Flows,
     /// Which names the agents asked for.

@@ -1,13 +1,18 @@
 //! TLS towards servers: trust, handshakes and what they prove.
 
+mod live;
+mod material;
+mod sessions;
+mod verifier;
+
 use std::{io, sync::Arc};
 
 use mantled_record::{Certificate, TlsFacts};
 use rustls::{
     CertificateError, ClientConfig, Error as TlsError, HandshakeKind, ProtocolVersion,
     RootCertStore, SupportedProtocolVersion,
-    client::{Resumption, WebPkiServerVerifier},
-    pki_types::{CertificateDer, ServerName},
+    client::{Resumption, danger::ServerCertVerifier as _},
+    pki_types::{CertificateDer, ServerName, UnixTime},
     version::{TLS12, TLS13},
 };
 use tokio::net::TcpStream;
@@ -17,9 +22,11 @@ use crate::{
     config::{Config, MinVersion, Trust},
     error::{Cause, Failure},
 };
+use material::Material;
+use sessions::Sessions;
+use verifier::{NotPinned, Verifier, proves};
 
-/// Sessions that are kept for resumption, for each trust: one a server is enough for most hosts.
-const RESUMABLE: usize = 1024;
+pub use live::LiveConnectors;
 
 /// Application protocols that are offered (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +62,7 @@ pub struct Connector {
     configs: [Arc<ClientConfig>; Alpn::ALL.len()],
     /// The same trust with TLS 1.2 alone, where that may be.
     tls12: Option<Arc<ClientConfig>>,
+    verifier: Arc<Verifier>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -64,10 +72,12 @@ impl std::fmt::Debug for Connector {
 }
 
 /// The connectors of a configuration: its default, and one for each route with a trust of its own.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Connectors {
     default: Connector,
     routes: Vec<Option<Connector>>,
+    /// What they were built from.
+    material: Material,
 }
 
 impl Connectors {
@@ -77,14 +87,20 @@ impl Connectors {
     /// # Errors
     /// No system roots, or certificates that cannot be used, in a sentence.
     pub fn new(config: &Config) -> Result<Self, String> {
-        let routes = config
-            .routes()
+        Self::build(Material::new(config))
+    }
+
+    fn build(material: Material) -> Result<Self, String> {
+        let connector = |trust| Connector::new(trust, &material);
+        let routes = material
+            .routes
             .iter()
-            .map(|route| route.trust().map(Connector::new).transpose())
+            .map(|trust| trust.as_ref().map(connector).transpose())
             .collect::<Result<_, _>>()?;
         Ok(Self {
-            default: Connector::new(config.trust())?,
+            default: connector(&material.default)?,
             routes,
+            material,
         })
     }
 
@@ -98,12 +114,11 @@ impl Connectors {
 }
 
 impl Connector {
-    fn new(trust: &Trust) -> Result<Self, String> {
+    fn new(trust: &Trust, material: &Material) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         if trust.roots.system() {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
+            roots.add_parsable_certificates(material.system.iter().cloned());
         }
         for certificate in trust.roots.extra() {
             roots
@@ -117,22 +132,22 @@ impl Connector {
                     .to_owned(),
             );
         }
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
-                .build()
-                .map_err(|error| format!("root certificates: {error}"))?;
+        let verifier = Arc::new(Verifier::new(trust, roots.into(), Arc::clone(&provider))?);
         let of_versions = |versions: &[&'static SupportedProtocolVersion]| {
             let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
                 .with_protocol_versions(versions)
                 .map_err(|error| format!("TLS versions: {error}"))?
-                .with_webpki_verifier(Arc::clone(&verifier));
+                // "Dangerous" is a verifier that is not rustls' own; this one only adds to it, see
+                // its module.
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
             let mut config = match &trust.client {
                 Some(client) => builder
                     .with_client_auth_cert(client.chain().to_vec(), client.key().clone_key())
                     .map_err(|error| format!("the client certificate: {error}"))?,
                 None => builder.with_no_client_auth(),
             };
-            config.resumption = Resumption::in_memory_sessions(RESUMABLE);
+            config.resumption = Resumption::store(Arc::new(Sessions::default()));
             Ok::<_, String>(config)
         };
         let (config, tls12) = match trust.min_version {
@@ -147,30 +162,35 @@ impl Connector {
             config.alpn_protocols = alpn.identifier().map(<[u8]>::to_vec).into_iter().collect();
             Arc::new(config)
         });
-        Ok(Self { configs, tls12 })
+        Ok(Self {
+            configs,
+            tls12,
+            verifier,
+        })
     }
 
     /// The same trust, with TLS sessions that are shared with nobody else: for connections that
     /// have to resume one another's session. TLS 1.2 alone, if that may be, since its sessions
     /// can be resumed any number of times. None where the trust asks for TLS 1.3.
     pub fn apart_with_tls12(&self) -> Option<Self> {
-        self.tls12.as_deref().map(Self::apart_of)
+        self.tls12.as_deref().map(|config| self.apart_of(config))
     }
 
     /// The same with every version that may be. A ticket of TLS 1.3 is used once, so it depends
     /// on the server's giving new ones whether the next connection can resume.
     pub fn apart(&self) -> Self {
         let [plain, ..] = &self.configs;
-        Self::apart_of(plain)
+        self.apart_of(plain)
     }
 
-    fn apart_of(config: &ClientConfig) -> Self {
+    fn apart_of(&self, config: &ClientConfig) -> Self {
         let mut config = config.clone();
         config.resumption = Resumption::in_memory_sessions(1);
         let config = Arc::new(config);
         Self {
             configs: Alpn::ALL.map(|_| Arc::clone(&config)),
             tls12: None,
+            verifier: Arc::clone(&self.verifier),
         }
     }
 
@@ -188,6 +208,7 @@ impl Connector {
             .handshake(stream, name, alpn)
             .await
             .map_err(|error| handshake_failure(&error, name))?;
+        self.judge_resumed(&stream, name)?;
         if alpn == Alpn::Http2 && stream.get_ref().1.alpn_protocol() != alpn.identifier() {
             return Err(Failure::new(
                 Cause::TlsFailed,
@@ -207,18 +228,21 @@ impl Connector {
         stream: TcpStream,
         name: &ServerName<'static>,
     ) -> Result<TlsStream<TcpStream>, Failure> {
-        self.handshake(stream, name, Alpn::None)
-            .await
-            .map_err(|error| match tls_error(&error) {
-                Some(_) => handshake_failure(&error, name),
-                None => Failure::new(
-                    Cause::UpstreamClosed,
-                    format!(
-                        "the server closed the data connection before its TLS handshake ({})",
-                        error.kind()
+        let stream =
+            self.handshake(stream, name, Alpn::None)
+                .await
+                .map_err(|error| match tls_error(&error) {
+                    Some(_) => handshake_failure(&error, name),
+                    None => Failure::new(
+                        Cause::UpstreamClosed,
+                        format!(
+                            "the server closed the data connection before its TLS handshake ({})",
+                            error.kind()
+                        ),
                     ),
-                ),
-            })
+                })?;
+        self.judge_resumed(&stream, name)?;
+        Ok(stream)
     }
 
     async fn handshake(
@@ -238,6 +262,74 @@ impl Connector {
             .connect(name.clone(), stream)
             .await
     }
+
+    /// The handshake of a resumed session shows no certificate. The one that was shown when it
+    /// began may have expired since, or its revocation list may have.
+    fn judge_resumed(
+        &self,
+        stream: &TlsStream<TcpStream>,
+        name: &ServerName<'_>,
+    ) -> Result<(), Failure> {
+        let (_, session) = stream.get_ref();
+        if session.handshake_kind() != Some(HandshakeKind::Resumed) {
+            return Ok(());
+        }
+        let chain = session.peer_certificates().and_then(<[_]>::split_first);
+        let judged = match chain {
+            Some((own, others)) => {
+                self.verifier
+                    .verify_server_cert(own, others, name, &[], UnixTime::now())
+            }
+            None => Err(TlsError::NoCertificatesPresented),
+        };
+        judged.map(drop).map_err(|error| refusal(&error, name))
+    }
+
+    /// What a finished handshake has shown.
+    pub fn facts(&self, stream: &TlsStream<TcpStream>, name: &ServerName<'_>) -> TlsFacts {
+        let (_, session) = stream.get_ref();
+        let chain = session.peer_certificates().unwrap_or_default();
+        TlsFacts {
+            version: session.protocol_version().map(|version| match version {
+                ProtocolVersion::TLSv1_2 => "1.2".to_owned(),
+                ProtocolVersion::TLSv1_3 => "1.3".to_owned(),
+                other => format!("{other:?}"),
+            }),
+            cipher: session
+                .negotiated_cipher_suite()
+                // rustls names suites of TLS 1.3 apart from IANA's "TLS_".
+                .map(|suite| format!("{:?}", suite.suite()).replacen("TLS13_", "TLS_", 1)),
+            group: session
+                .negotiated_key_exchange_group()
+                .map(|group| format!("{:?}", group.name())),
+            alpn: session
+                .alpn_protocol()
+                .map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
+            resumed: session
+                .handshake_kind()
+                .map(|kind| kind == HandshakeKind::Resumed),
+            ..self.proof(chain, name)
+        }
+    }
+
+    /// What a chain that was verified proves.
+    fn proof(&self, chain: &[CertificateDer<'_>], name: &ServerName<'_>) -> TlsFacts {
+        let Some((own, others)) = chain.split_first() else {
+            return TlsFacts::default();
+        };
+        let proven = proves(own, name);
+        let pin = if proven {
+            self.verifier.pin_of_path(own, others, UnixTime::now())
+        } else {
+            self.verifier.own_pin(own)
+        };
+        TlsFacts {
+            verified_name: proven.then(|| show_name(name)),
+            pin: pin.map(|pin| pin.to_string()),
+            certificate: certificate(own),
+            ..TlsFacts::default()
+        }
+    }
 }
 
 /// What TLS itself says of a handshake's error; None where the connection has failed.
@@ -247,17 +339,21 @@ fn tls_error(error: &io::Error) -> Option<&TlsError> {
 
 /// Sorts the error of a handshake.
 fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
-    let shown = show_name(name);
-    let Some(tls) = tls_error(error) else {
-        return Failure::new(
+    match tls_error(error) {
+        Some(error) => refusal(error, name),
+        None => Failure::new(
             Cause::TlsNotOffered,
             format!(
                 "the server closed the connection instead of speaking TLS ({})",
                 error.kind()
             ),
-        );
-    };
-    match tls {
+        ),
+    }
+}
+
+fn refusal(error: &TlsError, name: &ServerName<'_>) -> Failure {
+    let shown = show_name(name);
+    match error {
         TlsError::InvalidCertificate(error) => {
             let cause = match error {
                 CertificateError::Expired
@@ -267,6 +363,13 @@ fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                     Cause::CertificateUntrusted
                 }
+                CertificateError::Revoked => Cause::CertificateRevoked,
+                CertificateError::UnknownRevocationStatus
+                | CertificateError::ExpiredRevocationList
+                | CertificateError::ExpiredRevocationListContext { .. } => Cause::RevocationUnknown,
+                CertificateError::Other(other) if other.0.is::<NotPinned>() => {
+                    Cause::CertificatePin
+                }
                 CertificateError::NotValidForName
                 | CertificateError::NotValidForNameContext { .. } => Cause::CertificateName,
                 // A self-signed certificate that calls itself an authority.
@@ -275,18 +378,32 @@ fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
                 }
                 _ => Cause::CertificateInvalid,
             };
-            Failure::new(
-                cause,
-                format!("the server's certificate does not prove {shown}: {error}"),
-            )
+            let text = match cause {
+                Cause::CertificatePin => format!(
+                    "the server's certificate proves {shown}, but no key of its chain is pinned"
+                ),
+                Cause::CertificateRevoked => {
+                    format!("the certificate by which the server would prove {shown} is revoked")
+                }
+                Cause::RevocationUnknown => format!(
+                    "whether the server's certificate for {shown} is revoked cannot be told by \
+                     [tls] crls: {error}"
+                ),
+                _ => format!("the server's certificate does not prove {shown}: {error}"),
+            };
+            Failure::new(cause, text)
         }
+        TlsError::InvalidCertRevocationList(error) => Failure::new(
+            Cause::RevocationUnknown,
+            format!("a revocation list for the server {shown} cannot be used: {error:?}"),
+        ),
         // An alert would be TLS; these are somebody's other words, or the ClientHello echoed.
         TlsError::InvalidMessage(_)
         | TlsError::PeerMisbehaved(_)
         | TlsError::InappropriateMessage { .. }
         | TlsError::InappropriateHandshakeMessage { .. } => Failure::new(
             Cause::TlsNotOffered,
-            format!("the server does not speak TLS: {tls}"),
+            format!("the server does not speak TLS: {error}"),
         ),
         other => Failure::new(Cause::TlsFailed, format!("no TLS with {shown}: {other}")),
     }
@@ -295,37 +412,6 @@ fn handshake_failure(error: &io::Error, name: &ServerName<'_>) -> Failure {
 /// A name as it is written.
 pub fn show_name(name: &ServerName<'_>) -> String {
     name.to_str().into_owned()
-}
-
-/// What a finished handshake has shown.
-pub fn facts(stream: &TlsStream<TcpStream>, name: &ServerName<'_>) -> TlsFacts {
-    let (_, session) = stream.get_ref();
-    TlsFacts {
-        version: session.protocol_version().map(|version| match version {
-            ProtocolVersion::TLSv1_2 => "1.2".to_owned(),
-            ProtocolVersion::TLSv1_3 => "1.3".to_owned(),
-            other => format!("{other:?}"),
-        }),
-        cipher: session
-            .negotiated_cipher_suite()
-            // rustls names suites of TLS 1.3 apart from IANA's "TLS_".
-            .map(|suite| format!("{:?}", suite.suite()).replacen("TLS13_", "TLS_", 1)),
-        group: session
-            .negotiated_key_exchange_group()
-            .map(|group| format!("{:?}", group.name())),
-        alpn: session
-            .alpn_protocol()
-            .map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
-        resumed: session
-            .handshake_kind()
-            .map(|kind| kind == HandshakeKind::Resumed),
-        verified_name: Some(show_name(name)),
-        certificate: session
-            .peer_certificates()
-            .and_then(<[_]>::first)
-            .and_then(certificate),
-        ..TlsFacts::default()
-    }
 }
 
 fn certificate(der: &CertificateDer<'_>) -> Option<Certificate> {

@@ -112,6 +112,10 @@ pub struct TlsFacts {
         skip_serializing_if = "Option::is_none"
     )]
     pub verified_name: Option<String>,
+    /// The pin that the server's chain led over, where there are pins. Without a verified name,
+    /// this pin of the server's own key has proven it.
+    #[serde(rename = "mantled.tls.pin", skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
     /// The server's certificate, where the proxy saw it.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,

@@ -14,7 +14,7 @@ use super::route::{Protocol, TlsMode};
 use super::trust::MinVersion;
 
 /// The keys that are known but not available yet.
-pub(super) const LATER: &[&str] = &["admin", "policy", "pins", "level", "recipients"];
+pub(super) const LATER: &[&str] = &["admin", "policy", "level", "recipients"];
 
 /// The configuration of mantled.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -28,6 +28,7 @@ pub(super) struct RawConfig {
     pub(super) enroll: Field<Tables<RawEnroll>>,
     pub(super) route: Field<Tables<RawRoute>>,
     pub(super) tls: Field<Table<RawTls>>,
+    pub(super) ca: Field<Table<RawCa>>,
     pub(super) bypass: Field<Tables<RawBypass>>,
     pub(super) dns: Field<Table<RawDns>>,
     pub(super) record: Field<Table<RawRecord>>,
@@ -95,8 +96,10 @@ pub(super) struct RawRoute {
     pub(super) client_key: Field<String>,
     /// Replaces the lowest TLS version of `[tls]`.
     pub(super) min_version: Field<Word<MinVersion>>,
-    #[schemars(skip)]
-    pub(super) pins: Field<Later>,
+    /// Replaces the pins of `[tls]`; an empty list: none.
+    pub(super) pins: Field<Strings>,
+    /// Replaces the revocation lists of `[tls]`; an empty list: none.
+    pub(super) crls: Field<Strings>,
 }
 
 /// What verified TLS means where no route says otherwise.
@@ -112,6 +115,24 @@ pub(super) struct RawTls {
     pub(super) client_certificate: Field<String>,
     /// The PEM file of its private key. Needs `client_certificate`.
     pub(super) client_key: Field<String>,
+    /// `"sha256/BASE64"`: hashes of public keys (SubjectPublicKeyInfo, RFC 7469 §2.4). With pins,
+    /// the certificate must verify and a key of its chain, the root's included, must be one of
+    /// them. A server that is known by its address alone may have a certificate for another name
+    /// if its own key is pinned. A pin never replaces the chain: a self-signed certificate has to
+    /// be among the `roots`.
+    pub(super) pins: Field<Strings>,
+    /// PEM files of revocation lists. With them, every certificate of a chain but its root must be
+    /// covered by a list that has not expired: one whose status is unknown is refused.
+    pub(super) crls: Field<Strings>,
+}
+
+/// The authority of this host, by which routes with `tls = "terminate"` end the TLS of agents.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(rename = "Ca", deny_unknown_fields)]
+pub(super) struct RawCa {
+    /// The directory of `ca.pem` and `ca-key.pem`, which `mantled ca init` makes.
+    pub(super) dir: Field<String>,
 }
 
 /// Destinations that enrolled groups reach past the proxy.

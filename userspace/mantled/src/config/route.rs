@@ -205,6 +205,8 @@ pub enum TlsMode {
     Starttls,
     /// The agent speaks TLS, or SSH, itself.
     Passthrough,
+    /// The agent's own TLS is ended here, by a certificate of the host's authority.
+    Terminate,
     /// Plaintext is let out: an exception to the first promise.
     Exempt,
 }
@@ -215,12 +217,9 @@ impl Words for TlsMode {
         ("implicit", Self::Implicit),
         ("starttls", Self::Starttls),
         ("passthrough", Self::Passthrough),
+        ("terminate", Self::Terminate),
         ("exempt", Self::Exempt),
     ];
-    const LATER: &'static [(&'static str, &'static str)] = &[(
-        "terminate",
-        "write `tls = \"passthrough\"` if the agent speaks TLS itself",
-    )];
 }
 
 /// All routes, in order; `base` is the file's `[tls]`.
@@ -237,8 +236,6 @@ pub(super) fn resolve(
 }
 
 fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trust) -> Route {
-    let hint = "remove it; write `roots` to narrow down who may sign the certificate";
-    reader.later("pins", &raw.pins, hint);
     if [raw.cidr.span(), raw.port.span(), raw.host.span()]
         .iter()
         .all(Option::is_none)
@@ -257,6 +254,8 @@ fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trus
         ("roots", raw.roots.span()),
         ("client_certificate", raw.client_certificate.span()),
         ("min_version", raw.min_version.span()),
+        ("pins", raw.pins.span()),
+        ("crls", raw.crls.span()),
     ];
     let route = Route {
         host: host(reader, raw.host),
@@ -271,6 +270,8 @@ fn route(reader: &mut Reader, At { value: raw, span }: At<RawRoute>, base: &Trus
             min_version: raw.min_version,
             client_certificate: raw.client_certificate,
             client_key: raw.client_key,
+            pins: raw.pins,
+            crls: raw.crls,
         }
         .resolve(reader, base),
     };

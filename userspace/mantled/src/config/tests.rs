@@ -41,6 +41,8 @@ impl Made {
             ("cut.pem", certificate.pem().split_at(200).0.to_owned()),
             ("damaged.pem", pem("CERTIFICATE", "MIIB")),
             ("damaged-key.pem", pem("PRIVATE KEY", "MIIB")),
+            ("crl.pem", revocations(&key)),
+            ("damaged-crl.pem", pem("X509 CRL", "MIIB")),
             ("encrypted-key.pem", pem("ENCRYPTED PRIVATE KEY", "MIIB")),
         ];
         let place = |(name, text): (&str, String)| {
@@ -57,6 +59,22 @@ impl Made {
     fn parse(&self, text: &str) -> Result<Config, ConfigErrors> {
         Config::parse_with(text, Path::new("/etc/mantled/mantled.toml"), self)
     }
+}
+
+/// A revocation list, of nothing.
+fn revocations(key: &rcgen::KeyPair) -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 1),
+        next_update: rcgen::date_time_ymd(2026, 2, 1),
+        crl_number: 1_u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let issuer = rcgen::Issuer::from_params(&params, key);
+    list.signed_by(&issuer).unwrap().pem().unwrap()
 }
 
 fn pem(label: &str, body: &str) -> String {
@@ -120,6 +138,7 @@ cidr = "::ffff:198.51.100.7"
 server_name = "2001:db8::1"
 client_certificate = "client.pem"
 client_key = "/etc/mantled/client-key.pem"
+pins = []
 
 [[route]]
 port = 22
@@ -128,6 +147,11 @@ tls = "passthrough"
 [tls]
 roots = ["system", "ca.pem"]
 min_version = "1.2"
+pins = ["sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="]
+crls = ["crl.pem"]
+
+[ca]
+dir = "ca"
 
 [[bypass]]
 cidr = "10.0.0.0/8"
@@ -208,6 +232,16 @@ sessions = 7
     let client = trust.client.as_ref().unwrap();
     assert_eq!(client.chain(), std::slice::from_ref(&made.certificate));
     assert_eq!(**client.key(), made.key);
+    assert_eq!(trust.pins, [], "not inherited");
+    assert_eq!(trust.crls.as_slice().len(), 1, "inherited from [tls]");
+
+    // The digest of nothing at all.
+    let [pin] = config.trust().pins[..] else {
+        panic!("one pin")
+    };
+    assert!(pin.0.starts_with(&[0xe3, 0xb0, 0xc4, 0x42]) && pin.0.ends_with(&[0xb8, 0x55]));
+    assert!(text.contains(&format!("\"{pin}\"")), "as it was written");
+    assert_eq!(config.ca().dir, Path::new("/etc/mantled/ca"));
 
     assert_eq!(ssh.trust(), None);
     assert_eq!(config.trust_for(Some(ssh)), config.trust());
@@ -353,6 +387,8 @@ fn the_shipped_examples_are_valid() {
     let certificate = made.files[Path::new("/etc/mantled/ca.pem")].clone();
     made.files
         .insert("/etc/mantled/site-ca.pem".into(), certificate);
+    let list = made.files[Path::new("/etc/mantled/crl.pem")].clone();
+    made.files.insert("/etc/mantled/site.crl".into(), list);
     let uncommented = |line: &str| match line.strip_prefix('#') {
         Some(prose) if prose.is_empty() || prose.starts_with(' ') => String::from("\n"),
         Some(line) => {
@@ -401,13 +437,13 @@ fn the_schema_knows_the_same_keys() {
     let top = keys("/properties");
     assert_eq!(
         top.join(" "),
-        "bypass dns enroll limits listen on_daemon_down record route tls",
+        "bypass ca dns enroll limits listen on_daemon_down record route tls",
         "what is not available yet is not offered"
     );
     assert_eq!(
         keys("/$defs/Route/properties").join(" "),
-        "cidr client_certificate client_key min_version port protocol roots server_name tls \
-         upstream_port"
+        "cidr client_certificate client_key crls min_version pins port protocol roots server_name \
+         tls upstream_port"
     );
     assert_eq!(
         schema["$defs"]["Enroll"]["properties"]["mode"]["enum"][1],

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, RootCertStore};
+use webpki::BorrowedCertRevocationList;
 
-use super::field::{At, Field, OneOrMore, Word, Words};
+use super::error::quoted;
+use super::field::{At, Field, OneOrMore, Strings, Word, Words};
 use super::reader::Reader;
 
 /// What a server must prove, and how mantled proves itself.
@@ -24,6 +26,10 @@ pub struct Trust {
     pub min_version: MinVersion,
     /// The certificate shown to servers that ask for one.
     pub client: Option<ClientIdentity>,
+    /// Keys of which one must be in the chain; empty: any will do.
+    pub pins: Vec<Pin>,
+    /// What was revoked; empty: nobody asks.
+    pub crls: Crls,
 }
 
 impl Default for Trust {
@@ -35,6 +41,8 @@ impl Default for Trust {
             },
             min_version: MinVersion::Tls12,
             client: None,
+            pins: Vec::new(),
+            crls: Crls::default(),
         }
     }
 }
@@ -110,6 +118,66 @@ impl fmt::Debug for ClientIdentity {
     }
 }
 
+/// The SHA-256 of a public key's SubjectPublicKeyInfo (RFC 7469 §2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pin(pub [u8; 32]);
+
+impl Pin {
+    /// Reads `sha256/BASE64`, in the one spelling that RFC 4648 §3.5 calls canonical.
+    fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("sha256/")?.strip_suffix('=')?;
+        let (mut bytes, mut bits, mut count) = (Vec::new(), 0_u32, 0);
+        for digit in digits.bytes() {
+            let value = BASE64.iter().position(|known| *known == digit)? as u32;
+            bits = bits << 6 | value;
+            count += 6;
+            if count >= 8 {
+                count -= 8;
+                bytes.push((bits >> count) as u8);
+                bits &= (1 << count) - 1;
+            }
+        }
+        (bits == 0).then_some(Self(bytes.try_into().ok()?))
+    }
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("sha256/")?;
+        for three in self.0.chunks(3) {
+            let byte = |index: usize| three.get(index).copied().unwrap_or_default();
+            let bits = u32::from_be_bytes([0, byte(0), byte(1), byte(2)]);
+            for digit in 0..4 {
+                let value = (bits >> (18 - 6 * digit)) as usize & 63;
+                let shown = digit <= three.len();
+                let letter = BASE64.get(value).filter(|_| shown).unwrap_or(&b'=');
+                write!(f, "{}", char::from(*letter))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The alphabet of RFC 4648 §4.
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// Certificate revocation lists, each of which parses.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Crls(Vec<CertificateRevocationListDer<'static>>);
+
+impl Crls {
+    /// The lists.
+    pub fn as_slice(&self) -> &[CertificateRevocationListDer<'static>] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Crls {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Crls({})", self.0.len())
+    }
+}
+
 /// The keys that `[tls]` and `[[route]]` share.
 #[derive(Default)]
 pub(super) struct RawTrust {
@@ -117,6 +185,8 @@ pub(super) struct RawTrust {
     pub(super) min_version: Field<Word<MinVersion>>,
     pub(super) client_certificate: Field<String>,
     pub(super) client_key: Field<String>,
+    pub(super) pins: Field<Strings>,
+    pub(super) crls: Field<Strings>,
 }
 
 impl RawTrust {
@@ -125,13 +195,22 @@ impl RawTrust {
         let roots = roots(reader, self.roots);
         let min_version = reader.word("min_version", self.min_version);
         let client = client(reader, self.client_certificate, self.client_key);
-        if roots.is_none() && min_version.is_none() && client.is_none() {
+        let pins = pins(reader, self.pins);
+        let crls = crls(reader, self.crls);
+        if roots.is_none()
+            && min_version.is_none()
+            && client.is_none()
+            && pins.is_none()
+            && crls.is_none()
+        {
             return None;
         }
         Some(Trust {
             roots: roots.unwrap_or_else(|| base.roots.clone()),
             min_version: min_version.unwrap_or(base.min_version),
             client: client.or_else(|| base.client.clone()),
+            pins: pins.unwrap_or_else(|| base.pins.clone()),
+            crls: crls.unwrap_or_else(|| base.crls.clone()),
         })
     }
 }
@@ -203,6 +282,75 @@ fn certificates(
 /// Whether rustls will take it.
 fn is_x509(certificate: &CertificateDer<'static>) -> bool {
     RootCertStore::empty().add(certificate.clone()).is_ok()
+}
+
+fn pins(reader: &mut Reader, field: Field<Strings>) -> Option<Vec<Pin>> {
+    let list = reader.get("pins", field)?;
+    let mut pins = Vec::new();
+    for field in list.value {
+        let Some(At { value, span }) = reader.element::<Strings, _>("pins", field) else {
+            continue;
+        };
+        match Pin::parse(&value) {
+            Some(pin) => pins.push(pin),
+            None => {
+                let message = format!("`pins` has {}, which is no pin", quoted(&value));
+                let hint = "write \"sha256/...\" with the 44 letters of `openssl x509 -noout -pubkey \
+                            -in FILE | openssl pkey -pubin -outform der | openssl dgst -sha256 \
+                            -binary | base64`";
+                reader.error(&span, &message, hint);
+            }
+        }
+    }
+    Some(pins)
+}
+
+fn crls(reader: &mut Reader, field: Field<Strings>) -> Option<Crls> {
+    let list = reader.get("crls", field)?;
+    let mut crls = Crls::default();
+    for field in list.value {
+        let path = reader
+            .element::<Strings, _>("crls", field)
+            .and_then(|at| reader.join("crls", at));
+        if let Some(path) = path {
+            crls.0
+                .extend(revocations(reader, &path).unwrap_or_default());
+        }
+    }
+    Some(crls)
+}
+
+/// The revocation lists of a PEM file; `None` if a mistake was noted.
+fn revocations(
+    reader: &mut Reader,
+    path: &At<PathBuf>,
+) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    let bytes = reader.read("crls", path)?;
+    let file = path.value.display();
+    let parsed: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
+    // Delta lists and those of indirect issuers are among what cannot be used.
+    let is_usable = |crl: &CertificateRevocationListDer| {
+        BorrowedCertRevocationList::from_der(crl)
+            .and_then(|crl| crl.to_owned())
+            .is_ok()
+    };
+    let (message, hint) = match parsed {
+        Ok(found) if found.is_empty() => (
+            format!("`crls` names {file}, which holds no revocation list"),
+            "it must be PEM; convert DER with `openssl crl -inform der -in FILE`",
+        ),
+        Ok(found) if found.iter().all(is_usable) => return Some(found),
+        Ok(_) => (
+            format!("`crls` names {file}, which holds a revocation list that cannot be used"),
+            "look at it with `openssl crl -noout -text -in FILE`; delta lists cannot be used",
+        ),
+        Err(_) => (
+            format!("`crls` names {file}, whose PEM is damaged"),
+            "fetch the file again; it may be cut short",
+        ),
+    };
+    reader.error(&path.span, &message, hint);
+    None
 }
 
 fn client(

@@ -104,7 +104,9 @@ impl Upgrade<'_> {
             }
             (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
-            (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
+            (TlsMode::Auto | TlsMode::Starttls | TlsMode::Terminate, spoken) => {
+                self.by_protocol(spoken, dialling).await
+            }
         };
         match result {
             Err(failure) if self.plan.may_fall_back() && is_about_the_server(failure.cause) => {
@@ -203,7 +205,7 @@ impl Upgrade<'_> {
         self.note_port(&dialled);
         let patience = self.patience();
         let connector = self.context.connectors.of_route(self.plan.route);
-        let verified = dialled.verify(connector, name, alpn, patience).await?;
+        let verified = dialled.verify(&connector, name, alpn, patience).await?;
         Ok(self.goes_to(verified))
     }
 
@@ -249,6 +251,9 @@ fn is_about_the_server(cause: Cause) -> bool {
             | Cause::CertificateName
             | Cause::CertificateInvalid
             | Cause::NameAmbiguous
+            | Cause::CertificateRevoked
+            | Cause::CertificatePin
+            | Cause::RevocationUnknown
             | Cause::TlsNotOffered
             | Cause::TlsFailed
             | Cause::NoUpgrade

@@ -25,7 +25,7 @@ use tokio_rustls::client::TlsStream;
 use super::plan::{ClearTextPermit, Plan};
 use crate::{
     error::{Cause, Failure},
-    tls::{self, Alpn, Connector},
+    tls::{Alpn, Connector},
 };
 
 /// How to reach a server: as the agent would have.
@@ -170,7 +170,13 @@ impl Dialled {
         alpn: Alpn,
         patience: Duration,
     ) -> Result<Verified, Failure> {
-        Verified::by(connector.connect(self.0, name, alpn), name, patience).await
+        Verified::by(
+            connector,
+            connector.connect(self.0, name, alpn),
+            name,
+            patience,
+        )
+        .await
     }
 
     /// The same for a data connection.
@@ -183,7 +189,13 @@ impl Dialled {
         name: &ServerName<'static>,
         patience: Duration,
     ) -> Result<Verified, Failure> {
-        Verified::by(connector.connect_data(self.0, name), name, patience).await
+        Verified::by(
+            connector,
+            connector.connect_data(self.0, name),
+            name,
+            patience,
+        )
+        .await
     }
 
     /// Leaves it in clear text, which needs a permit.
@@ -225,6 +237,7 @@ pub enum Upstream {
 
 impl Verified {
     async fn by(
+        connector: &Connector,
         handshake: impl Future<Output = Result<TlsStream<TcpStream>, Failure>>,
         name: &ServerName<'static>,
         patience: Duration,
@@ -238,7 +251,7 @@ impl Verified {
                 ),
             )
         })??;
-        let facts = tls::facts(&stream, name);
+        let facts = connector.facts(&stream, name);
         Ok(Self { stream, facts })
     }
 

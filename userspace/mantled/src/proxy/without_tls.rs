@@ -41,6 +41,11 @@ impl WithoutTls {
         (at.elapsed() < MEMORY).then(|| failure.clone())
     }
 
+    /// What is trusted has changed, so all attempts are worth making again.
+    pub fn forget(&self) {
+        self.servers().clear();
+    }
+
     /// An attempt has failed.
     pub fn remember(&self, server: SocketAddr, failure: &Failure) {
         let mut servers = self.servers();
