@@ -442,7 +442,7 @@ fn the_schema_knows_the_same_keys() {
     );
     assert_eq!(
         keys("/$defs/Route/properties").join(" "),
-        "cidr client_certificate client_key crls min_version pins port protocol roots server_name \
+        "cidr client_certificate client_key crls host min_version pins port protocol roots server_name \
          tls upstream_port"
     );
     assert_eq!(
