@@ -22,7 +22,7 @@ use crate::{
     egress::{Packet, full_socket},
     event::tell,
     group::{self, Enrolled},
-    maps::{CONFIG, DATAGRAMS, SOCKETS, count},
+    maps::{CONFIG, DATAGRAMS, RELAYED, SOCKETS, count},
 };
 
 const DNS: u32 = 53;
@@ -68,8 +68,8 @@ pub fn judge(
     }
     let protocol = load!(ctx.sock_addr, bpf_sock_addr, protocol);
     if protocol == UDP
+        && is_relayed(flow.port)
         && let Some(config) = CONFIG.get(0)
-        && is_relayed(config, flow.port as u16)
         && flow.netns == config.netns
     {
         if is_alive(ctx, config) {
@@ -90,12 +90,9 @@ pub fn judge(
 
 /// Is it one of the ports whose datagrams the proxy takes?
 #[inline(always)]
-fn is_relayed(config: &Config, port: u16) -> bool {
-    let mut found = false;
-    for relayed in config.relayed_ports {
-        found |= relayed == port && relayed != 0;
-    }
-    found
+fn is_relayed(port: u32) -> bool {
+    // SAFETY: only presence is looked at.
+    unsafe { RELAYED.get(port) }.is_some()
 }
 
 /// Sends the datagrams of this socket to the proxy. Which server a datagram was for is told by its

@@ -107,6 +107,11 @@ pub static FLOWS: HashMap<Source, u64> = HashMap::with_max_entries(65_536, NO_PR
 #[map]
 pub static SESSIONS: HashMap<u64, Flow> = HashMap::with_max_entries(131_072, NO_PREALLOC as u32);
 
+/// UDP ports whose datagrams go to the proxy's socket, which carries them as syslog over TLS. Full:
+/// the configuration is refused.
+#[map]
+pub static RELAYED: HashMap<u32, u32> = HashMap::with_max_entries(64, 0);
+
 /// Datagrams on their way to the proxy: source to what its socket is. Of sockets that have sent
 /// nothing for long it may evict; what they send next puts them back.
 #[map]

@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of this layout; any change to a type below raises it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 1;
 
 /// An IP address: sixteen bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
 ///
@@ -41,13 +41,7 @@ pub struct Config {
     pub liveness_port: u16,
     /// Non-zero: programs write to the aya-log ring buffer.
     pub debug: u32,
-    /// UDP ports whose datagrams go to the proxy's socket on `proxy_port`, which carries them as
-    /// syslog over TLS; 0 for none.
-    pub relayed_ports: [u16; RELAYED_PORTS],
 }
-
-/// How many UDP ports may be relayed.
-pub const RELAYED_PORTS: usize = 8;
 
 /// An enrolled cgroup: value of map `GROUPS`, whose key is the cgroup's id (`u64`).
 #[repr(C)]

@@ -186,7 +186,8 @@ impl App {
             .dns()
             .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         interceptor.set_resolvers(&resolvers)?;
-        interceptor.serve(&listeners, config.relayed_ports(), options.debug)?;
+        interceptor.set_relayed(&config.relayed_ports())?;
+        interceptor.serve(&listeners, options.debug)?;
         interceptor.attach()?;
 
         let names = interceptor.names()?;

@@ -47,9 +47,6 @@ use trust::RawTrust;
 /// The port of syslog over UDP (RFC 5426).
 const SYSLOG: u16 = 514;
 
-/// Most UDP ports that can be relayed; the kernel's layout has room for so many.
-pub const RELAYED_PORTS: usize = 8;
-
 /// Where the configuration is looked for if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/mantled/mantled.toml";
 
@@ -247,22 +244,15 @@ impl Config {
 
     /// UDP ports whose datagrams are carried as syslog over TLS: the usual one, and those of the
     /// routes that say `protocol = "syslog"`.
-    pub fn relayed_ports(&self) -> [u16; RELAYED_PORTS] {
-        let mut ports = [0; RELAYED_PORTS];
-        let routes = self
+    pub fn relayed_ports(&self) -> Vec<u16> {
+        let of_routes = self
             .routes
             .iter()
             .filter(|route| route.protocol() == Some(Protocol::Syslog))
             .filter_map(Route::port);
-        let mut wanted = vec![SYSLOG];
-        for port in routes {
-            if !wanted.contains(&port) {
-                wanted.push(port);
-            }
-        }
-        for (slot, port) in ports.iter_mut().zip(wanted) {
-            *slot = port;
-        }
+        let mut ports: Vec<u16> = std::iter::once(SYSLOG).chain(of_routes).collect();
+        ports.sort_unstable();
+        ports.dedup();
         ports
     }
 

@@ -42,7 +42,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ma
 
 /// The maps that are pinned: all of `ebpf/src/maps.rs` that hold something between two calls of
 /// a program, but `EVENTS`, which nobody reads afterwards.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 20] = [
     "ACCEPTED",
     "CONFIG",
     "GROUPS",
@@ -62,6 +62,7 @@ const MAPS: [&str; 19] = [
     "SURVEY",
     "SEEN",
     "DATAGRAMS",
+    "RELAYED",
 ];
 
 /// A kernel program and where it is attached.
@@ -275,17 +276,12 @@ impl Interceptor {
         Ok(link)
     }
 
-    /// Tells the programs where the daemon listens, and which UDP ports' datagrams it takes. From now on it counts as alive, for as long
+    /// Tells the programs where the daemon listens. From now on it counts as alive, for as long
     /// as `listeners` is open.
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn serve(
-        &self,
-        listeners: &Listeners,
-        relayed_ports: [u16; abi::RELAYED_PORTS],
-        debug: bool,
-    ) -> Result<(), Error> {
+    pub fn serve(&self, listeners: &Listeners, debug: bool) -> Result<(), Error> {
         let failed =
             |source| Error::io("telling the kernel programs where mantled listens", source);
         // Never zero, and never the number of a daemon that was here before.
@@ -298,7 +294,6 @@ impl Interceptor {
             proxy_port: listeners.port().map_err(failed)?,
             liveness_port: listeners.liveness_port().map_err(failed)?,
             debug: debug.into(),
-            relayed_ports,
         };
         self.config.insert(&0, &config).map_err(failed)
     }
@@ -410,6 +405,20 @@ impl Interceptor {
             self.resolvers.insert(key, &1).map_err(failed)?;
         }
         self.resolvers.retain(&kept).map_err(failed)
+    }
+
+    /// Sets the UDP ports whose datagrams go to the proxy.
+    ///
+    /// # Errors
+    /// As bpf(2); more than the map holds.
+    pub fn set_relayed(&self, ports: &[u16]) -> Result<(), Error> {
+        let failed = |source| Error::io("setting the relayed ports", source);
+        let map: Map<u32, u32> = open_map(&self.ebpf, "RELAYED")?;
+        let kept: Vec<u32> = ports.iter().map(|port| u32::from(*port)).collect();
+        for port in &kept {
+            map.insert(port, &1).map_err(failed)?;
+        }
+        map.retain(&kept).map_err(failed)
     }
 
     /// The list of redirected connections.
