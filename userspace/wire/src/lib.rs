@@ -18,6 +18,8 @@
 )]
 
 pub mod http;
+pub mod mysql;
+pub mod nats;
 pub mod postgres;
 mod reader;
 pub mod redis;
