@@ -137,8 +137,8 @@ async fn walk(
     // From here on the server's words reach the agent; a refusal of ours would be one of many.
     *spoken = None;
     let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
-    session.record.sent = carried.sent;
-    session.record.received = carried.received;
+    session.record.sent += carried.sent;
+    session.record.received += carried.received;
     if let Filter::ServerRecords(records) = &carried.from_server
         && let Some(ServerFirst::Hello(hello)) = &records.first
     {

@@ -1,11 +1,13 @@
 //! From a dialled connection to an [`Upstream`]: one file for each way to TLS.
 
 mod implicit;
+mod mysql;
 mod native;
 mod postgres;
 mod starttls;
 
 use mantled_record::Path;
+use mantled_wire::Rewrite;
 
 use super::{
     Context,
@@ -44,6 +46,14 @@ impl Way {
             from_server: Filter::None,
         }
     }
+
+    /// With what changes the server's words, where something does.
+    fn with(self, from_server: Option<Box<dyn Rewrite>>) -> Self {
+        Self {
+            from_server: from_server.into(),
+            ..self
+        }
+    }
 }
 
 /// One session on its way up: what every way to TLS needs.
@@ -79,15 +89,24 @@ impl Upgrade<'_> {
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
             }
+            (TlsMode::Passthrough, Spoken::Known(Protocol::Mysql)) => self.mysql(dialling).await,
             (TlsMode::Passthrough, _) => Err(Failure::new(
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
             )),
-            (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
+            (TlsMode::Implicit, spoken) => self
+                .implicit(dialling, alpn(spoken))
+                .await
+                .map(|way| way.with(starttls::inside(spoken))),
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
         match result {
-            Err(failure) if self.plan.may_fall_back() && is_about_the_server(failure.cause) => {
+            // An agent that has heard something cannot begin anew.
+            Err(failure)
+                if self.plan.may_fall_back()
+                    && self.agent.parting.is_none()
+                    && is_about_the_server(failure.cause) =>
+            {
                 self.context
                     .without_tls
                     .remember(self.plan.destination, &failure);
@@ -105,6 +124,7 @@ impl Upgrade<'_> {
     async fn by_protocol(&mut self, spoken: Spoken, dialling: Dialling) -> Result<Way, Failure> {
         match spoken {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
+            Spoken::Known(Protocol::Mysql) => return self.mysql(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
                     return self.starttls(dialling, dialogue).await;
