@@ -20,7 +20,7 @@ mod server;
 
 pub use capture::{Capture, assert_clean};
 pub use certificates::{Authority, Leaf};
-pub use clients::{PostgresClient, SslMode};
+pub use clients::{PostgresClient, SslMode, python_client};
 pub use daemon::Daemon;
 pub use dns::FalseResolver;
 pub use group::Group;

@@ -1,5 +1,7 @@
 //! Real servers in the site: nginx, redis-server, and one file for each of the others.
 
+mod mariadb;
+mod nats;
 mod prosody;
 mod slapd;
 mod vsftpd;

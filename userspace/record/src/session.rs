@@ -224,7 +224,7 @@ pub struct SessionRecord {
     /// TLS.
     #[serde(flatten)]
     pub tls: TlsFacts,
-    /// User that a PostgreSQL client named.
+    /// User that a client of PostgreSQL or MySQL named.
     #[serde(rename = "db.user", skip_serializing_if = "Option::is_none")]
     pub db_user: Option<String>,
     /// Database that it named.

@@ -21,6 +21,8 @@ pub mod dns;
 pub mod ftp;
 pub mod http;
 pub mod ldap;
+pub mod mysql;
+pub mod nats;
 pub mod postgres;
 mod reader;
 pub mod redis;

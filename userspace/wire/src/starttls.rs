@@ -22,7 +22,6 @@ impl Preamble {
     }
 
     /// What a codec has built. Nothing of it may be confidential.
-    #[allow(dead_code, reason = "for codecs whose requests are no constants")]
     pub(crate) fn built(words: Vec<u8>) -> Self {
         Self(Cow::Owned(words))
     }

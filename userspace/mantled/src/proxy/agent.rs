@@ -23,6 +23,9 @@ pub struct Agent {
     pub stream: TcpStream,
     /// What was read and not carried yet.
     pub head: Vec<u8>,
+    /// What it is told should it be refused, where its protocol's dialogue has got so far that
+    /// only the way to TLS knows.
+    pub parting: Option<Vec<u8>>,
     finished: bool,
 }
 
@@ -32,6 +35,7 @@ impl Agent {
         Self {
             stream,
             head: Vec::new(),
+            parting: None,
             finished: false,
         }
     }

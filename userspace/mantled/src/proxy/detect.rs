@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, Progress, ftp, http, ldap, postgres, redis, tls, xmpp};
+use mantled_wire::{Look, Progress, ftp, http, ldap, mysql, nats, postgres, redis, tls, xmpp};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -175,12 +175,16 @@ pub async fn greeting(dialling: &mut Dialling, port: u16, patience: Duration) ->
 /// What a server's first bytes are; None while they can become several things. The port decides
 /// where several protocols greet alike.
 pub fn recognise_greeting(greeting: &[u8], port: u16) -> Option<Spoken> {
-    let looks = [(
-        Spoken::Known(Protocol::Ftp),
-        ftp::looks_like_greeting(greeting, port == 21),
-    )];
-    if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
-        return Some(*spoken);
+    let looks = [
+        (
+            Protocol::Ftp,
+            ftp::looks_like_greeting(greeting, port == 21),
+        ),
+        (Protocol::Mysql, mysql::looks_like_greeting(greeting)),
+        (Protocol::Nats, nats::looks_like_info(greeting)),
+    ];
+    if let Some((protocol, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
+        return Some(Spoken::Known(*protocol));
     }
     looks
         .iter()
@@ -259,6 +263,30 @@ pub fn dial_failure(error: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn greetings_are_recognised() {
+        for (greeting, expected) in [
+            (&b""[..], None),
+            (
+                b"\x4a\0\0\0\x0a8.0.36\0",
+                Some(Spoken::Known(Protocol::Mysql)),
+            ),
+            (b"\x4a\0\0\0\x0a8.0.36", None),
+            (b"\x4a\0\0\x01\x0a8.0.36\0", Some(Spoken::ServerFirst)),
+            (b"INFO {\"server_id\"", Some(Spoken::Known(Protocol::Nats))),
+            (b"INF", None),
+            (b"INFORMATION", Some(Spoken::ServerFirst)),
+            (b"\r\nlogin: ", Some(Spoken::ServerFirst)),
+        ] {
+            assert_eq!(
+                recognise_greeting(greeting, 7000),
+                expected,
+                "{}",
+                greeting.escape_ascii()
+            );
+        }
+    }
 
     #[test]
     fn first_bytes_are_recognised() {

@@ -2,6 +2,7 @@
 
 use mantled_wire::{
     Next, Progress, Rewrite, RewriteError,
+    mysql::Goodbye,
     tls::{MAX_HANDSHAKE, RecordGuard, ServerFirst},
 };
 
@@ -19,6 +20,8 @@ pub enum Filter {
     ServerRecords(ServerRecords),
     /// A codec changes it.
     Rewrite(Box<dyn Rewrite>),
+    /// MySQL: carries everything, and notes the agent's goodbye.
+    Goodbye(Goodbye),
 }
 
 /// Checks a server's records until its choice is known, and after.
@@ -63,6 +66,10 @@ impl Filter {
                 records.check(chunk)?;
                 Ok(chunk)
             }
+            Self::Goodbye(goodbye) => {
+                goodbye.watch(chunk);
+                Ok(chunk)
+            }
             Self::Rewrite(rewrite) => {
                 scratch.clear();
                 let next = rewrite.rewrite(chunk, scratch).map_err(|error| {
@@ -83,6 +90,11 @@ impl Filter {
     /// Has the protocol itself said that nothing more comes?
     pub fn has_ended(&self) -> bool {
         matches!(self, Self::Rewrite(rewrite) if rewrite.has_ended())
+    }
+
+    /// Was what passed last a goodbye, after which nothing is expected from the other side?
+    pub fn said_goodbye(&self) -> bool {
+        matches!(self, Self::Goodbye(goodbye) if goodbye.said())
     }
 
     /// The stream has ended; what was held back.

@@ -1,6 +1,6 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{ftp, http, ldap, postgres, redis, tls, xmpp};
+use mantled_wire::{ftp, http, ldap, mysql, nats, postgres, redis, tls, xmpp};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -13,11 +13,15 @@ const REJECTED: &str = "08004";
 
 /// Says why and closes; resets where there is no way to say it. A failed dial is always a reset:
 /// agents with several addresses then try the next.
-pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
+pub async fn tell(mut agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
     if failure.cause == Cause::DialFailed {
         return;
     }
     let text = &failure.text;
+    if let Some(words) = agent.parting.take() {
+        agent.dismiss(&words).await;
+        return;
+    }
     let words = match spoken {
         Some(Spoken::Known(Protocol::Postgresql)) => postgres::error_response(
             REJECTED,
@@ -30,6 +34,8 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
         Some(Spoken::Known(Protocol::Ldap)) => ldap::refusal(&agent.head, text),
         Some(Spoken::Known(Protocol::Xmpp)) => xmpp::refusal(text),
+        Some(Spoken::Known(Protocol::Mysql)) => mysql::refusal(0, text),
+        Some(Spoken::Known(Protocol::Nats)) => nats::refusal(text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,
     };

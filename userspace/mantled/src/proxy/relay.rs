@@ -107,10 +107,21 @@ where
         Poll::Ready(Err(end)) => return Poll::Ready(Err(end.into_failure(&AGENT, &SERVER))),
         _ => {}
     }
-    if out.state != State::Open && back.at_goodbye.is_none() {
+    let goodbye = out.filter.said_goodbye();
+    if (out.state != State::Open || goodbye) && back.at_goodbye.is_none() {
         back.at_goodbye = Some(back.carried);
     }
-    if let Poll::Ready(Err(end)) = back.poll(cx, server, agent) {
+    let mut ended = back.poll(cx, server, agent);
+    if let Poll::Ready(Err(End::Read(_))) = ended
+        && goodbye
+        && back.at_goodbye == Some(back.carried)
+    {
+        // Where the protocol has a goodbye, servers hang up on it as they like, and nothing can
+        // be missing.
+        back.state = State::Closing;
+        ended = back.poll(cx, server, agent);
+    }
+    if let Poll::Ready(Err(end)) = ended {
         // After its goodbye an agent that gets nothing more has most likely gone. One that was
         // still being answered has been cut short.
         if !(end.is_truncation() && back.at_goodbye == Some(back.carried)) {

@@ -178,8 +178,8 @@ async fn resolve(
 /// Carries the bytes; what went by is recorded.
 async fn carry(session: &mut Session, agent: &mut Agent, way: Way) -> Result<End, Failure> {
     let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
-    session.record.sent = carried.sent;
-    session.record.received = carried.received;
+    session.record.sent += carried.sent;
+    session.record.received += carried.received;
     if let Filter::ServerRecords(records) = &carried.from_server
         && let Some(ServerFirst::Hello(hello)) = &records.first
     {

@@ -3,6 +3,7 @@
 mod ftp;
 mod implicit;
 mod ldap;
+mod mysql;
 mod native;
 mod postgres;
 mod rehearse;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use mantled_record::Path;
 use mantled_redirect::Peer;
+use mantled_wire::Rewrite;
 use rustls::pki_types::ServerName;
 
 use super::{
@@ -53,6 +55,14 @@ impl Way {
             upstream,
             from_agent: Filter::None,
             from_server: Filter::None,
+        }
+    }
+
+    /// With what changes the server's words, where something does.
+    fn with(self, from_server: Option<Box<dyn Rewrite>>) -> Self {
+        Self {
+            from_server: from_server.into(),
+            ..self
         }
     }
 }
@@ -95,6 +105,7 @@ impl Upgrade<'_> {
                 self.postgres(dialling).await
             }
             (TlsMode::Passthrough, Spoken::Known(Protocol::Ldap)) => self.ldap(dialling).await,
+            (TlsMode::Passthrough, Spoken::Known(Protocol::Mysql)) => self.mysql(dialling).await,
             (TlsMode::Passthrough, _) => Err(Failure::new(
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
@@ -103,13 +114,21 @@ impl Upgrade<'_> {
                 self.xmpp_implicit(dialling).await
             }
             (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
-            (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
+            (TlsMode::Implicit, spoken) => self
+                .implicit(dialling, alpn(spoken))
+                .await
+                .map(|way| way.with(starttls::inside(spoken))),
             (TlsMode::Auto | TlsMode::Starttls | TlsMode::Terminate, spoken) => {
                 self.by_protocol(spoken, dialling).await
             }
         };
         match result {
-            Err(failure) if self.plan.may_fall_back() && is_about_the_server(failure.cause) => {
+            // An agent that has heard something cannot begin anew.
+            Err(failure)
+                if self.plan.may_fall_back()
+                    && self.agent.parting.is_none()
+                    && is_about_the_server(failure.cause) =>
+            {
                 self.context
                     .without_tls
                     .remember(self.plan.destination, &failure);
@@ -130,6 +149,7 @@ impl Upgrade<'_> {
             Spoken::Known(Protocol::Ldap) => return self.ldap(dialling).await,
             Spoken::Known(Protocol::Xmpp) => return self.xmpp(dialling).await,
             Spoken::Known(Protocol::Ftp) => return self.ftp(dialling).await,
+            Spoken::Known(Protocol::Mysql) => return self.mysql(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
                     return self.starttls(dialling, dialogue).await;

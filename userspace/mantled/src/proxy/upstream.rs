@@ -277,6 +277,11 @@ impl Verified {
         &self.facts
     }
 
+    /// The stream, for a way to TLS that goes on inside.
+    pub fn stream(&mut self) -> &mut TlsStream<TcpStream> {
+        &mut self.stream
+    }
+
     /// The stream.
     pub fn into_stream(self) -> TlsStream<TcpStream> {
         self.stream
@@ -284,6 +289,11 @@ impl Verified {
 }
 
 impl Exposed {
+    /// The stream, for a dialogue that goes on in clear.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.0
+    }
+
     /// The stream.
     pub fn into_stream(self) -> TcpStream {
         self.0

@@ -1,14 +1,17 @@
 //! The protocols whose way to TLS is a dialogue in clear: the driver of
 //! [`mantled_wire::starttls::Dialogue`], and which protocol has one.
 
-use mantled_wire::starttls::{Dialogue, DialogueError, Step};
+use mantled_wire::{
+    Rewrite, nats,
+    starttls::{Dialogue, DialogueError, Step},
+};
 use tokio::time::timeout;
 
 use super::{Upgrade, Way};
 use crate::{
     config::Protocol,
     error::{Cause, Failure},
-    proxy::{detect::Dialling, upstream::Dialled},
+    proxy::{detect::Dialling, spoken::Spoken, upstream::Dialled},
     tls::Alpn,
 };
 
@@ -18,6 +21,16 @@ const MAX_WORDS: usize = 64 * 1024;
 /// The dialogue of a protocol; None where it has none, or one that needs a driver of its own.
 pub(super) fn dialogue(protocol: Protocol) -> Option<Box<dyn Dialogue>> {
     match protocol {
+        Protocol::Nats => Some(Box::new(nats::Upgrade::default())),
+        _ => None,
+    }
+}
+
+/// What is to be changed of a server's words where TLS was spoken from the first byte, so that no
+/// dialogue was led.
+pub(super) fn inside(spoken: Spoken) -> Option<Box<dyn Rewrite>> {
+    match spoken {
+        Spoken::Known(Protocol::Nats) => Some(Box::new(nats::InfoRewrite::default())),
         _ => None,
     }
 }
