@@ -23,7 +23,7 @@ use super::{
     upstream::{Dial, keep_alive},
 };
 use crate::{
-    config::TlsMode,
+    config::{Protocol, TlsMode},
     error::{Cause, Failure},
     identity,
 };
@@ -134,9 +134,11 @@ async fn walk(
         dial,
     };
     let way = upgrade.run(heard, dialling).await?;
-    // From here on the server's words reach the agent; a refusal of ours would be one of many.
-    *spoken = None;
     let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
+    if carried.received > 0 || heard != Spoken::Known(Protocol::Http) {
+        // The server's words have reached the agent; a refusal of ours would be one of many.
+        *spoken = None;
+    }
     session.record.sent = carried.sent;
     session.record.received = carried.received;
     if let Filter::ServerRecords(records) = &carried.from_server

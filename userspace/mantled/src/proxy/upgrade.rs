@@ -83,7 +83,7 @@ impl Upgrade<'_> {
                 Cause::NotTls,
                 "the route says passthrough, but the agent does not speak TLS",
             )),
-            (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
+            (TlsMode::Implicit, spoken) => self.implicit(dialling, spoken).await,
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
         match result {
@@ -121,7 +121,7 @@ impl Upgrade<'_> {
                 Cause::NoUpgrade,
                 "the server speaks first, in clear, and mantled knows no way to TLS for its protocol",
             )),
-            _ => self.implicit(dialling, alpn(spoken)).await,
+            _ => self.implicit(dialling, spoken).await,
         }
     }
 
@@ -172,15 +172,6 @@ impl Upgrade<'_> {
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);
         Ok(Upstream::Verified(Box::new(verified)))
-    }
-}
-
-/// What is offered where TLS is spoken from the first byte.
-fn alpn(spoken: Spoken) -> Alpn {
-    match spoken {
-        Spoken::Known(Protocol::Http) => Alpn::Http1,
-        Spoken::Known(Protocol::Http2) => Alpn::Http2,
-        _ => Alpn::None,
     }
 }
 
