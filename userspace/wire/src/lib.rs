@@ -17,7 +17,12 @@
     )
 )]
 
+pub mod amqp;
+pub mod fluentd;
 pub mod http;
+pub mod lumberjack;
+pub mod memcached;
+pub mod mqtt;
 pub mod postgres;
 mod reader;
 pub mod redis;

@@ -1,6 +1,6 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{http, postgres, redis, tls};
+use mantled_wire::{http, memcached, mqtt, postgres, redis, tls};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -27,6 +27,8 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         ),
         Some(Spoken::Known(Protocol::Http)) => http::refusal(text),
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
+        Some(Spoken::Known(Protocol::Mqtt)) => mqtt::refusal(&agent.head, text),
+        Some(Spoken::Known(Protocol::Memcached)) => memcached::refusal(&agent.head, text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,
     };
