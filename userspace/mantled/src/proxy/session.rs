@@ -141,9 +141,13 @@ async fn walk(
         dial,
     };
     let way = upgrade.run(heard, dialling).await?;
-    // From here on the server's words reach the agent; a refusal of ours would be one of many.
-    *spoken = None;
-    carry(session, agent, way).await
+    let received = session.record.received;
+    let result = carry(session, agent, way).await;
+    if session.record.received > received || heard != Spoken::Known(Protocol::Http) {
+        // The server's words have reached the agent; a refusal of ours would be one of many.
+        *spoken = None;
+    }
+    result
 }
 
 /// Is this DNS to one of the host's resolvers?

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use mantled_record::Path;
 use mantled_redirect::Peer;
-use mantled_wire::Rewrite;
 use rustls::pki_types::ServerName;
 
 use super::{
@@ -55,14 +54,6 @@ impl Way {
             upstream,
             from_agent: Filter::None,
             from_server: Filter::None,
-        }
-    }
-
-    /// With what changes the server's words, where something does.
-    fn with(self, from_server: Option<Box<dyn Rewrite>>) -> Self {
-        Self {
-            from_server: from_server.into(),
-            ..self
         }
     }
 }
@@ -114,10 +105,7 @@ impl Upgrade<'_> {
                 self.xmpp_implicit(dialling).await
             }
             (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
-            (TlsMode::Implicit, spoken) => self
-                .implicit(dialling, alpn(spoken))
-                .await
-                .map(|way| way.with(starttls::inside(spoken))),
+            (TlsMode::Implicit, spoken) => self.implicit(dialling, spoken).await,
             (TlsMode::Auto | TlsMode::Starttls | TlsMode::Terminate, spoken) => {
                 self.by_protocol(spoken, dialling).await
             }
@@ -166,7 +154,7 @@ impl Upgrade<'_> {
                 Cause::NoUpgrade,
                 "the server speaks first, in clear, and mantled knows no way to TLS for its protocol",
             )),
-            _ => self.implicit(dialling, alpn(spoken)).await,
+            _ => self.implicit(dialling, spoken).await,
         }
     }
 
@@ -250,15 +238,6 @@ fn proven_name(plan: &Plan) -> Result<&ServerName<'static>, Failure> {
             plan.ambiguous.join(", ")
         ),
     ))
-}
-
-/// What is offered where TLS is spoken from the first byte.
-fn alpn(spoken: Spoken) -> Alpn {
-    match spoken {
-        Spoken::Known(Protocol::Http) => Alpn::Http1,
-        Spoken::Known(Protocol::Http2) => Alpn::Http2,
-        _ => Alpn::None,
-    }
 }
 
 /// Is it the server (or the path to it) that cannot be verified, rather than the agent that went

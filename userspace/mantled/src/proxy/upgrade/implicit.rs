@@ -3,10 +3,16 @@
 
 use std::net::SocketAddr;
 
+use mantled_wire::{
+    http::{self, Expected, Ports},
+    nats,
+};
+
 use super::{Upgrade, Way};
 use crate::{
+    config::Protocol,
     error::{Cause, Failure},
-    proxy::{detect::Dialling, upstream::Dial},
+    proxy::{detect::Dialling, filter::Filter, spoken::Spoken, upstream::Dial},
     tls::Alpn,
 };
 
@@ -14,7 +20,7 @@ impl Upgrade<'_> {
     pub(super) async fn implicit(
         &mut self,
         dialling: Dialling,
-        alpn: Alpn,
+        spoken: Spoken,
     ) -> Result<Way, Failure> {
         let port = self.plan.implicit_port();
         let dialled = if port == self.dial.address.port() {
@@ -40,6 +46,44 @@ impl Upgrade<'_> {
                 }
             }
         };
-        self.verify(dialled, alpn).await.map(Way::plain)
+        let ports = Ports {
+            agent: self.plan.destination.port(),
+            server: dialled.port().unwrap_or(port),
+        };
+        let upstream = self.verify(dialled, alpn(spoken)).await?;
+        let (from_agent, from_server) = filters(spoken, ports);
+        Ok(Way {
+            upstream,
+            from_agent,
+            from_server,
+        })
     }
+}
+
+/// What is offered in the handshake.
+pub(super) fn alpn(spoken: Spoken) -> Alpn {
+    match spoken {
+        Spoken::Known(Protocol::Http) => Alpn::Http1,
+        Spoken::Known(Protocol::Http2) => Alpn::Http2,
+        _ => Alpn::None,
+    }
+}
+
+/// What is changed inside. An agent that had not said enough yet when TLS was due may turn out to
+/// speak HTTP.
+fn filters(spoken: Spoken, ports: Ports) -> (Filter, Filter) {
+    let expected = match spoken {
+        Spoken::Known(Protocol::Http) => Expected::Http,
+        Spoken::Opaque | Spoken::Silent => Expected::Anything,
+        Spoken::Known(Protocol::Nats) => {
+            let info = nats::InfoRewrite::default();
+            return (Filter::None, Filter::Rewrite(Box::new(info)));
+        }
+        _ => return (Filter::None, Filter::None),
+    };
+    let (requests, responses) = http::rewriting(expected, ports);
+    (
+        Filter::Rewrite(Box::new(requests)),
+        Filter::Rewrite(Box::new(responses)),
+    )
 }

@@ -4,7 +4,7 @@ use mantled_record::TlsFacts;
 use mantled_wire::postgres::SslAnswer;
 use tokio::time::timeout;
 
-use super::{alpn, postgres, proven_name, starttls};
+use super::{implicit::alpn, postgres, proven_name, starttls};
 use crate::{
     config::{Limits, Protocol, TlsMode},
     error::{Cause, Failure},

@@ -2,7 +2,7 @@
 //! [`mantled_wire::starttls::Dialogue`], and which protocol has one.
 
 use mantled_wire::{
-    Rewrite, nats,
+    nats,
     starttls::{Dialogue, DialogueError, Step},
 };
 use tokio::time::timeout;
@@ -11,7 +11,7 @@ use super::{Upgrade, Way};
 use crate::{
     config::Protocol,
     error::{Cause, Failure},
-    proxy::{detect::Dialling, spoken::Spoken, upstream::Dialled},
+    proxy::{detect::Dialling, upstream::Dialled},
     tls::Alpn,
 };
 
@@ -22,15 +22,6 @@ const MAX_WORDS: usize = 64 * 1024;
 pub(super) fn dialogue(protocol: Protocol) -> Option<Box<dyn Dialogue>> {
     match protocol {
         Protocol::Nats => Some(Box::new(nats::Upgrade::default())),
-        _ => None,
-    }
-}
-
-/// What is to be changed of a server's words where TLS was spoken from the first byte, so that no
-/// dialogue was led.
-pub(super) fn inside(spoken: Spoken) -> Option<Box<dyn Rewrite>> {
-    match spoken {
-        Spoken::Known(Protocol::Nats) => Some(Box::new(nats::InfoRewrite::default())),
         _ => None,
     }
 }

@@ -14,9 +14,9 @@ use tokio::time::timeout;
 
 use super::{Upgrade, Way};
 use crate::{
+    config::Protocol,
     error::{Cause, Failure},
-    proxy::{detect::Dialling, filter::Filter},
-    tls::Alpn,
+    proxy::{detect::Dialling, filter::Filter, spoken::Spoken},
 };
 
 impl Upgrade<'_> {
@@ -36,7 +36,9 @@ impl Upgrade<'_> {
 
     /// TLS from the first byte (XEP-0368).
     pub(super) async fn xmpp_implicit(&mut self, dialling: Dialling) -> Result<Way, Failure> {
-        let way = self.implicit(dialling, Alpn::None).await?;
+        let way = self
+            .implicit(dialling, Spoken::Known(Protocol::Xmpp))
+            .await?;
         Ok(Way {
             from_server: Filter::Rewrite(Box::new(FeaturesFilter::default())),
             ..way
