@@ -164,6 +164,7 @@ const LAB: &[Package] = &[
     program("slapd", "slapd"),
     program("ldap-utils", "ldapsearch"),
     program("prosody", "prosody"),
+    program("freetds-bin", "tsql"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
 ];

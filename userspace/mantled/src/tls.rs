@@ -16,6 +16,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     config::{Config, MinVersion, Trust},
     error::{Cause, Failure},
+    proxy::transport::Transport,
 };
 
 /// Sessions that are kept for resumption, for each trust: one a server is enough for most hosts.
@@ -32,10 +33,27 @@ pub enum Alpn {
     Http2,
     /// `postgresql`.
     Postgresql,
+    /// `tds/8.0`.
+    Tds8,
+}
+
+/// How the handshake is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// By TCP itself.
+    Bare(Alpn),
+    /// Inside the packets of TDS 7.x, which has TLS 1.2 at most (MS-TDS §2.2.6.5).
+    InTdsPackets,
 }
 
 impl Alpn {
-    const ALL: [Self; 4] = [Self::None, Self::Http1, Self::Http2, Self::Postgresql];
+    const ALL: [Self; 5] = [
+        Self::None,
+        Self::Http1,
+        Self::Http2,
+        Self::Postgresql,
+        Self::Tds8,
+    ];
 
     fn identifier(self) -> Option<&'static [u8]> {
         match self {
@@ -43,6 +61,7 @@ impl Alpn {
             Self::Http1 => Some(b"http/1.1"),
             Self::Http2 => Some(b"h2"),
             Self::Postgresql => Some(b"postgresql"),
+            Self::Tds8 => Some(b"tds/8.0"),
         }
     }
 }
@@ -53,6 +72,8 @@ impl Alpn {
 pub struct Connector {
     /// One for each of [`Alpn::ALL`], in that order.
     configs: [Arc<ClientConfig>; Alpn::ALL.len()],
+    /// For [`Handshake::InTdsPackets`]; None where TLS 1.2 is not enough.
+    in_packets: Option<Arc<ClientConfig>>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -123,23 +144,39 @@ impl Connector {
             MinVersion::Tls12 => &[&TLS13, &TLS12],
             MinVersion::Tls13 => &[&TLS13],
         };
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .map_err(|error| format!("TLS versions: {error}"))?
-            .with_webpki_verifier(verifier);
-        let mut config = match &trust.client {
-            Some(client) => builder
-                .with_client_auth_cert(client.chain().to_vec(), client.key().clone_key())
-                .map_err(|error| format!("the client certificate: {error}"))?,
-            None => builder.with_no_client_auth(),
+        let config = |versions: &[&'static SupportedProtocolVersion]| {
+            let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(versions)
+                .map_err(|error| format!("TLS versions: {error}"))?
+                .with_webpki_verifier(Arc::clone(&verifier));
+            match &trust.client {
+                Some(client) => builder
+                    .with_client_auth_cert(client.chain().to_vec(), client.key().clone_key())
+                    .map_err(|error| format!("the client certificate: {error}")),
+                None => Ok(builder.with_no_client_auth()),
+            }
         };
+        let in_packets = match trust.min_version {
+            MinVersion::Tls13 => None,
+            MinVersion::Tls12 => {
+                let mut config = config(&[&TLS12])?;
+                // A resumed handshake ends with the client's words, of which rustls does not say
+                // when they are out: the end of the packets would be a guess.
+                config.resumption = Resumption::disabled();
+                Some(Arc::new(config))
+            }
+        };
+        let mut config = config(versions)?;
         config.resumption = Resumption::in_memory_sessions(RESUMABLE);
         let configs = Alpn::ALL.map(|alpn| {
             let mut config = config.clone();
             config.alpn_protocols = alpn.identifier().map(<[u8]>::to_vec).into_iter().collect();
             Arc::new(config)
         });
-        Ok(Self { configs })
+        Ok(Self {
+            configs,
+            in_packets,
+        })
     }
 
     /// Makes TLS of a connection and verifies that the server is `name`.
@@ -150,18 +187,39 @@ impl Connector {
         &self,
         stream: TcpStream,
         name: &ServerName<'static>,
-        alpn: Alpn,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
-        let [none, http1, http2, postgresql] = &self.configs;
-        let config = match alpn {
-            Alpn::None => none,
-            Alpn::Http1 => http1,
-            Alpn::Http2 => http2,
-            Alpn::Postgresql => postgresql,
+        handshake: Handshake,
+    ) -> Result<TlsStream<Transport>, Failure> {
+        let [none, http1, http2, postgresql, tds8] = &self.configs;
+        let (config, alpn, transport) = match handshake {
+            Handshake::Bare(alpn) => {
+                let config = match alpn {
+                    Alpn::None => none,
+                    Alpn::Http1 => http1,
+                    Alpn::Http2 => http2,
+                    Alpn::Postgresql => postgresql,
+                    Alpn::Tds8 => tds8,
+                };
+                (config, alpn, Transport::bare(stream))
+            }
+            Handshake::InTdsPackets => {
+                let config = self.in_packets.as_ref().ok_or_else(|| {
+                    Failure::new(
+                        Cause::TlsFailed,
+                        "TDS 7.x has TLS 1.2 at most, and min_version is 1.3; where the server \
+                         speaks TDS 8, a route with tls = \"implicit\" leads to it",
+                    )
+                })?;
+                (config, Alpn::None, Transport::in_packets(stream))
+            }
         };
-        let stream = TlsConnector::from(Arc::clone(config))
-            .connect(name.clone(), stream)
+        let mut stream = TlsConnector::from(Arc::clone(config))
+            .connect(name.clone(), transport)
             .await
+            .map_err(|error| handshake_failure(&error, name))?;
+        stream
+            .get_mut()
+            .0
+            .leave_packets()
             .map_err(|error| handshake_failure(&error, name))?;
         if alpn == Alpn::Http2 && stream.get_ref().1.alpn_protocol() != alpn.identifier() {
             return Err(Failure::new(
@@ -229,7 +287,7 @@ pub fn show_name(name: &ServerName<'_>) -> String {
 }
 
 /// What a finished handshake has shown.
-pub fn facts(stream: &TlsStream<TcpStream>, name: &ServerName<'_>) -> TlsFacts {
+pub fn facts(stream: &TlsStream<Transport>, name: &ServerName<'_>) -> TlsFacts {
     let (_, session) = stream.get_ref();
     TlsFacts {
         version: session.protocol_version().map(|version| match version {

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, http, ldap, postgres, redis, tls, xmpp};
+use mantled_wire::{Look, http, ldap, postgres, redis, tds, tls, xmpp};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -212,6 +212,7 @@ fn recognise(head: &[u8]) -> Option<Spoken> {
             ldap::looks_like_request(head),
         ),
         (Spoken::Known(Protocol::Xmpp), xmpp::looks_like_stream(head)),
+        (Spoken::Known(Protocol::Tds), tds::looks_like_prelogin(head)),
         (Spoken::Known(Protocol::Http), http),
     ];
     if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
@@ -263,6 +264,10 @@ mod tests {
             (
                 b"<?xml version='1.0'?><stream:stream to=",
                 Some(Spoken::Known(Protocol::Xmpp)),
+            ),
+            (
+                b"\x12\x01\0\x3a\0\0\0\0\0\0\x1a\0\x06",
+                Some(Spoken::Known(Protocol::Tds)),
             ),
             (b"<", None),
             (b"<34>1 ", Some(Spoken::Opaque)),

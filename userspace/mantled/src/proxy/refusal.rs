@@ -1,6 +1,6 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{http, ldap, postgres, redis, tls, xmpp};
+use mantled_wire::{http, ldap, postgres, redis, tds, tls, xmpp};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -28,6 +28,7 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         Some(Spoken::Known(Protocol::Http)) => http::refusal(text),
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
         Some(Spoken::Known(Protocol::Ldap)) => ldap::refusal(&agent.head, text),
+        Some(Spoken::Known(Protocol::Tds)) => tds::refusal(&agent.head, text),
         Some(Spoken::Known(Protocol::Xmpp)) => xmpp::refusal(text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,

@@ -5,6 +5,7 @@ mod ldap;
 mod native;
 mod postgres;
 mod starttls;
+mod tds;
 mod xmpp;
 
 use mantled_record::Path;
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     config::{Protocol, TlsMode},
     error::{Cause, Failure},
-    tls::Alpn,
+    tls::{Alpn, Handshake},
 };
 
 /// Where the agent's bytes go, and what looks at them on the way.
@@ -89,6 +90,7 @@ impl Upgrade<'_> {
             (TlsMode::Implicit, Spoken::Known(Protocol::Xmpp)) => {
                 self.xmpp_implicit(dialling).await
             }
+            (TlsMode::Implicit, Spoken::Known(Protocol::Tds)) => self.tds_implicit(dialling).await,
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
@@ -112,6 +114,7 @@ impl Upgrade<'_> {
         match spoken {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
             Spoken::Known(Protocol::Ldap) => return self.ldap(dialling).await,
+            Spoken::Known(Protocol::Tds) => return self.tds(dialling).await,
             Spoken::Known(Protocol::Xmpp) => return self.xmpp(dialling).await,
             Spoken::Known(protocol) => {
                 if let Some(dialogue) = starttls::dialogue(protocol) {
@@ -166,6 +169,19 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        self.verify_by(dialled, Handshake::Bare(alpn)).await
+    }
+
+    /// The same for a handshake inside the packets of TDS 7.x.
+    async fn verify_in_packets(&mut self, dialled: Dialled) -> Result<Upstream, Failure> {
+        self.verify_by(dialled, Handshake::InTdsPackets).await
+    }
+
+    async fn verify_by(
+        &mut self,
+        dialled: Dialled,
+        handshake: Handshake,
+    ) -> Result<Upstream, Failure> {
         self.note_port(&dialled);
         let patience = self.context.config.limits().handshake;
         let patience = if self.plan.may_fall_back() {
@@ -175,7 +191,7 @@ impl Upgrade<'_> {
         };
         let connector = self.context.connectors.of_route(self.plan.route);
         let verified = dialled
-            .verify(connector, &self.plan.name, alpn, patience)
+            .verify(connector, &self.plan.name, handshake, patience)
             .await?;
         self.session.record.tls = verified.facts().clone();
         self.session.goes(Path::Verified);

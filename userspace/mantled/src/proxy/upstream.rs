@@ -21,10 +21,10 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::plan::ClearTextPermit;
+use super::{plan::ClearTextPermit, transport::Transport};
 use crate::{
     error::{Cause, Failure},
-    tls::{self, Alpn, Connector},
+    tls::{self, Connector, Handshake},
 };
 
 /// How to reach a server: as the agent would have.
@@ -137,10 +137,10 @@ impl Dialled {
         self,
         connector: &Connector,
         name: &ServerName<'static>,
-        alpn: Alpn,
+        handshake: Handshake,
         patience: Duration,
     ) -> Result<Verified, Failure> {
-        let handshake = connector.connect(self.0, name, alpn);
+        let handshake = connector.connect(self.0, name, handshake);
         let stream = timeout(patience, handshake).await.map_err(|_| {
             Failure::new(
                 Cause::UpgradeTimeout,
@@ -168,7 +168,7 @@ impl Dialled {
 /// TLS with a server that has proven its name.
 #[derive(Debug)]
 pub struct Verified {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Transport>,
     facts: TlsFacts,
 }
 
@@ -198,7 +198,7 @@ impl Verified {
     }
 
     /// The stream.
-    pub fn into_stream(self) -> TlsStream<TcpStream> {
+    pub fn into_stream(self) -> TlsStream<Transport> {
         self.stream
     }
 }
