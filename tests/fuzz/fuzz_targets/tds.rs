@@ -32,15 +32,24 @@ fuzz_target!(|input: (u16, &[u8])| {
             assert_eq!(told, same);
             assert!(told.len() <= 4096);
             // The agent is told of no encryption.
-            assert!(matches!(converse(&[&told]), Err(DialogueError::NotOffered(_))));
+            assert!(matches!(
+                converse(&[&told]),
+                Err(DialogueError::NotOffered(_))
+            ));
         }
         (whole, split) => assert_eq!(whole, split),
     }
     assert_eq!(filter(&[stream]), filter(&[first, second]));
 
     let most = usize::from(cut % 31) + 1;
-    assert_eq!(unwrap(stream, most).is_some(), unwrap(stream, 5000).is_some());
-    assert_eq!(unwrap(&tds::wrap_handshake(stream), most), Some(stream.to_vec()));
+    assert_eq!(
+        unwrap(stream, most).is_some(),
+        unwrap(stream, 5000).is_some()
+    );
+    assert_eq!(
+        unwrap(&tds::wrap_handshake(stream), most),
+        Some(stream.to_vec())
+    );
 
     let mut refused = &tds::refusal(first, &String::from_utf8_lossy(second))[..];
     while !refused.is_empty() {
