@@ -17,6 +17,7 @@ mod netns;
 mod postgres;
 mod program;
 mod server;
+mod tds;
 
 pub use capture::{Capture, assert_clean};
 pub use certificates::{Authority, Leaf};
@@ -28,6 +29,7 @@ pub use netns::{HOST_V4, HOST_V6, Lab, Namespace, SITE_V4, SITE_V6};
 pub use postgres::{PASSWORD, Postgres};
 pub use program::Program;
 pub use server::Server;
+pub use tds::{TdsPeer, TdsVersion};
 
 use std::{
     path::PathBuf,

@@ -171,6 +171,7 @@ const LAB: &[Package] = &[
     program("prosody", "prosody"),
     program("vsftpd", "vsftpd"),
     program("lftp", "lftp"),
+    program("freetds-bin", "tsql"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
     program("mosquitto", "mosquitto"),

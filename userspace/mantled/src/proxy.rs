@@ -20,6 +20,7 @@ pub mod refusal;
 pub mod relay;
 pub mod session;
 pub mod spoken;
+pub mod transport;
 pub mod unreachable;
 pub mod upgrade;
 pub mod upstream;

@@ -21,6 +21,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     config::{Config, MinVersion, Trust},
     error::{Cause, Failure},
+    proxy::transport::Transport,
 };
 use material::Material;
 use sessions::Sessions;
@@ -39,10 +40,27 @@ pub enum Alpn {
     Http2,
     /// `postgresql`.
     Postgresql,
+    /// `tds/8.0`.
+    Tds8,
+}
+
+/// How the handshake is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// By TCP itself.
+    Bare(Alpn),
+    /// Inside the packets of TDS 7.x, which has TLS 1.2 at most (MS-TDS §2.2.6.5).
+    InTdsPackets,
 }
 
 impl Alpn {
-    const ALL: [Self; 4] = [Self::None, Self::Http1, Self::Http2, Self::Postgresql];
+    const ALL: [Self; 5] = [
+        Self::None,
+        Self::Http1,
+        Self::Http2,
+        Self::Postgresql,
+        Self::Tds8,
+    ];
 
     fn identifier(self) -> Option<&'static [u8]> {
         match self {
@@ -50,6 +68,7 @@ impl Alpn {
             Self::Http1 => Some(b"http/1.1"),
             Self::Http2 => Some(b"h2"),
             Self::Postgresql => Some(b"postgresql"),
+            Self::Tds8 => Some(b"tds/8.0"),
         }
     }
 }
@@ -63,6 +82,8 @@ pub struct Connector {
     /// The same trust with TLS 1.2 alone, where that may be.
     tls12: Option<Arc<ClientConfig>>,
     verifier: Arc<Verifier>,
+    /// For [`Handshake::InTdsPackets`]; None where TLS 1.2 is not enough.
+    in_packets: Option<Arc<ClientConfig>>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -157,6 +178,13 @@ impl Connector {
             ),
             MinVersion::Tls13 => (of_versions(&[&TLS13])?, None),
         };
+        // A resumed handshake ends with the client's words, of which rustls does not say when they
+        // are out: the end of the packets would be a guess.
+        let in_packets = tls12.as_deref().map(|config: &ClientConfig| {
+            let mut config = config.clone();
+            config.resumption = Resumption::disabled();
+            Arc::new(config)
+        });
         let configs = Alpn::ALL.map(|alpn| {
             let mut config = config.clone();
             config.alpn_protocols = alpn.identifier().map(<[u8]>::to_vec).into_iter().collect();
@@ -165,6 +193,7 @@ impl Connector {
         Ok(Self {
             configs,
             tls12,
+            in_packets,
             verifier,
         })
     }
@@ -190,6 +219,7 @@ impl Connector {
         Self {
             configs: Alpn::ALL.map(|_| Arc::clone(&config)),
             tls12: None,
+            in_packets: None,
             verifier: Arc::clone(&self.verifier),
         }
     }
@@ -202,14 +232,16 @@ impl Connector {
         &self,
         stream: TcpStream,
         name: &ServerName<'static>,
-        alpn: Alpn,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
-        let stream = self
-            .handshake(stream, name, alpn)
-            .await
-            .map_err(|error| handshake_failure(&error, name))?;
+        handshake: Handshake,
+    ) -> Result<TlsStream<Transport>, Failure> {
+        let stream = match handshake {
+            Handshake::Bare(alpn) => self.bare(stream, name, alpn).await,
+            Handshake::InTdsPackets => self.in_packets(stream, name).await?,
+        }
+        .map_err(|error| handshake_failure(&error, name))?;
         self.judge_resumed(&stream, name)?;
-        if alpn == Alpn::Http2 && stream.get_ref().1.alpn_protocol() != alpn.identifier() {
+        let wants_h2 = handshake == Handshake::Bare(Alpn::Http2);
+        if wants_h2 && stream.get_ref().1.alpn_protocol() != Alpn::Http2.identifier() {
             return Err(Failure::new(
                 Cause::TlsFailed,
                 "the agent speaks HTTP/2, which the server does not offer over TLS (ALPN h2)",
@@ -227,47 +259,69 @@ impl Connector {
         &self,
         stream: TcpStream,
         name: &ServerName<'static>,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
-        let stream =
-            self.handshake(stream, name, Alpn::None)
-                .await
-                .map_err(|error| match tls_error(&error) {
-                    Some(_) => handshake_failure(&error, name),
-                    None => Failure::new(
-                        Cause::UpstreamClosed,
-                        format!(
-                            "the server closed the data connection before its TLS handshake ({})",
-                            error.kind()
-                        ),
+    ) -> Result<TlsStream<Transport>, Failure> {
+        let stream = self
+            .bare(stream, name, Alpn::None)
+            .await
+            .map_err(|error| match tls_error(&error) {
+                Some(_) => handshake_failure(&error, name),
+                None => Failure::new(
+                    Cause::UpstreamClosed,
+                    format!(
+                        "the server closed the data connection before its TLS handshake ({})",
+                        error.kind()
                     ),
-                })?;
+                ),
+            })?;
         self.judge_resumed(&stream, name)?;
         Ok(stream)
     }
 
-    async fn handshake(
+    async fn bare(
         &self,
         stream: TcpStream,
         name: &ServerName<'static>,
         alpn: Alpn,
-    ) -> io::Result<TlsStream<TcpStream>> {
-        let [none, http1, http2, postgresql] = &self.configs;
+    ) -> io::Result<TlsStream<Transport>> {
+        let [none, http1, http2, postgresql, tds8] = &self.configs;
         let config = match alpn {
             Alpn::None => none,
             Alpn::Http1 => http1,
             Alpn::Http2 => http2,
             Alpn::Postgresql => postgresql,
+            Alpn::Tds8 => tds8,
         };
         TlsConnector::from(Arc::clone(config))
-            .connect(name.clone(), stream)
+            .connect(name.clone(), Transport::bare(stream))
             .await
+    }
+
+    async fn in_packets(
+        &self,
+        stream: TcpStream,
+        name: &ServerName<'static>,
+    ) -> Result<io::Result<TlsStream<Transport>>, Failure> {
+        let config = self.in_packets.as_ref().ok_or_else(|| {
+            Failure::new(
+                Cause::TlsFailed,
+                "TDS 7.x has TLS 1.2 at most, and min_version is 1.3; where the server speaks TDS \
+                 8, a route with tls = \"implicit\" leads to it",
+            )
+        })?;
+        let connected = TlsConnector::from(Arc::clone(config))
+            .connect(name.clone(), Transport::in_packets(stream))
+            .await;
+        Ok(connected.and_then(|mut stream| {
+            stream.get_mut().0.leave_packets()?;
+            Ok(stream)
+        }))
     }
 
     /// The handshake of a resumed session shows no certificate. The one that was shown when it
     /// began may have expired since, or its revocation list may have.
     fn judge_resumed(
         &self,
-        stream: &TlsStream<TcpStream>,
+        stream: &TlsStream<Transport>,
         name: &ServerName<'_>,
     ) -> Result<(), Failure> {
         let (_, session) = stream.get_ref();
@@ -286,7 +340,7 @@ impl Connector {
     }
 
     /// What a finished handshake has shown.
-    pub fn facts(&self, stream: &TlsStream<TcpStream>, name: &ServerName<'_>) -> TlsFacts {
+    pub fn facts(&self, stream: &TlsStream<Transport>, name: &ServerName<'_>) -> TlsFacts {
         let (_, session) = stream.get_ref();
         let chain = session.peer_certificates().unwrap_or_default();
         TlsFacts {

@@ -33,6 +33,7 @@ mod reader;
 pub mod redis;
 mod rewrite;
 pub mod starttls;
+pub mod tds;
 pub mod tls;
 pub mod xmpp;
 

@@ -4,7 +4,7 @@ use std::{future::Future, io, pin::Pin, time::Duration};
 
 use mantled_wire::{
     Look, Progress, amqp, fluentd, ftp, http, ldap, lumberjack, memcached, mqtt, mysql, nats,
-    postgres, redis, tls, xmpp,
+    postgres, redis, tds, tls, xmpp,
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -257,6 +257,7 @@ fn looks(head: &[u8]) -> impl AsRef<[(Spoken, Look)]> {
             ldap::looks_like_request(head),
         ),
         (Spoken::Known(Protocol::Xmpp), xmpp::looks_like_stream(head)),
+        (Spoken::Known(Protocol::Tds), tds::looks_like_prelogin(head)),
         (Spoken::Known(Protocol::Http), http1),
         (Spoken::Known(Protocol::Http2), http2),
         (
@@ -345,6 +346,10 @@ mod tests {
             (
                 b"<?xml version='1.0'?><stream:stream to=",
                 Some(Spoken::Known(Protocol::Xmpp)),
+            ),
+            (
+                b"\x12\x01\0\x3a\0\0\0\0\0\0\x1a\0\x06",
+                Some(Spoken::Known(Protocol::Tds)),
             ),
             (b"<", None),
             (b"<34>1 ", Some(Spoken::Opaque)),

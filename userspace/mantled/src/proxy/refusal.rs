@@ -1,6 +1,8 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{ftp, http, ldap, memcached, mqtt, mysql, nats, postgres, redis, tls, xmpp};
+use mantled_wire::{
+    ftp, http, ldap, memcached, mqtt, mysql, nats, postgres, redis, tds, tls, xmpp,
+};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -33,6 +35,7 @@ pub async fn tell(mut agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         Some(Spoken::Known(Protocol::Ftp)) => ftp::refusal(text),
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
         Some(Spoken::Known(Protocol::Ldap)) => ldap::refusal(&agent.head, text),
+        Some(Spoken::Known(Protocol::Tds)) => tds::refusal(&agent.head, text),
         Some(Spoken::Known(Protocol::Xmpp)) => xmpp::refusal(text),
         Some(Spoken::Known(Protocol::Mysql)) => mysql::refusal(0, text),
         Some(Spoken::Known(Protocol::Nats)) => nats::refusal(text),

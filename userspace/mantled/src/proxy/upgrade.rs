@@ -9,6 +9,7 @@ mod postgres;
 mod rehearse;
 mod resolver;
 mod starttls;
+mod tds;
 mod xmpp;
 
 pub use rehearse::rehearse;
@@ -34,7 +35,7 @@ use super::{
 use crate::{
     config::{Protocol, TlsMode},
     error::{Cause, Failure},
-    tls::Alpn,
+    tls::{Alpn, Handshake},
 };
 
 /// Where the agent's bytes go, and what looks at them on the way.
@@ -105,6 +106,7 @@ impl Upgrade<'_> {
                 self.xmpp_implicit(dialling).await
             }
             (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
+            (TlsMode::Implicit, Spoken::Known(Protocol::Tds)) => self.tds_implicit(dialling).await,
             (TlsMode::Implicit, spoken) => self.implicit(dialling, spoken).await,
             (TlsMode::Auto | TlsMode::Starttls | TlsMode::Terminate, spoken) => {
                 self.by_protocol(spoken, dialling).await
@@ -135,6 +137,7 @@ impl Upgrade<'_> {
         match spoken {
             Spoken::Known(Protocol::Postgresql) => return self.postgres(dialling).await,
             Spoken::Known(Protocol::Ldap) => return self.ldap(dialling).await,
+            Spoken::Known(Protocol::Tds) => return self.tds(dialling).await,
             Spoken::Known(Protocol::Xmpp) => return self.xmpp(dialling).await,
             Spoken::Known(Protocol::Ftp) => return self.ftp(dialling).await,
             Spoken::Known(Protocol::Mysql) => return self.mysql(dialling).await,
@@ -209,11 +212,26 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        self.verify_by(dialled, Handshake::Bare(alpn)).await
+    }
+
+    /// The same for a handshake inside the packets of TDS 7.x.
+    async fn verify_in_packets(&mut self, dialled: Dialled) -> Result<Upstream, Failure> {
+        self.verify_by(dialled, Handshake::InTdsPackets).await
+    }
+
+    async fn verify_by(
+        &mut self,
+        dialled: Dialled,
+        handshake: Handshake,
+    ) -> Result<Upstream, Failure> {
         let name = proven_name(self.plan)?;
         self.note_port(&dialled);
         let patience = self.patience();
         let connector = self.context.connectors.of_route(self.plan.route);
-        let verified = dialled.verify(&connector, name, alpn, patience).await?;
+        let verified = dialled
+            .verify(&connector, name, handshake, patience)
+            .await?;
         Ok(self.goes_to(verified))
     }
 

@@ -22,10 +22,13 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::plan::{ClearTextPermit, Plan};
+use super::{
+    plan::{ClearTextPermit, Plan},
+    transport::Transport,
+};
 use crate::{
     error::{Cause, Failure},
-    tls::{Alpn, Connector},
+    tls::{Connector, Handshake},
 };
 
 /// How to reach a server: as the agent would have.
@@ -167,12 +170,12 @@ impl Dialled {
         self,
         connector: &Connector,
         name: &ServerName<'static>,
-        alpn: Alpn,
+        handshake: Handshake,
         patience: Duration,
     ) -> Result<Verified, Failure> {
         Verified::by(
             connector,
-            connector.connect(self.0, name, alpn),
+            connector.connect(self.0, name, handshake),
             name,
             patience,
         )
@@ -212,7 +215,7 @@ impl Dialled {
 /// TLS with a server that has proven its name.
 #[derive(Debug)]
 pub struct Verified {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Transport>,
     facts: TlsFacts,
 }
 
@@ -238,7 +241,7 @@ pub enum Upstream {
 impl Verified {
     async fn by(
         connector: &Connector,
-        handshake: impl Future<Output = Result<TlsStream<TcpStream>, Failure>>,
+        handshake: impl Future<Output = Result<TlsStream<Transport>, Failure>>,
         name: &ServerName<'static>,
         patience: Duration,
     ) -> Result<Self, Failure> {
@@ -278,12 +281,12 @@ impl Verified {
     }
 
     /// The stream, for a way to TLS that goes on inside.
-    pub fn stream(&mut self) -> &mut TlsStream<TcpStream> {
+    pub fn stream(&mut self) -> &mut TlsStream<Transport> {
         &mut self.stream
     }
 
     /// The stream.
-    pub fn into_stream(self) -> TlsStream<TcpStream> {
+    pub fn into_stream(self) -> TlsStream<Transport> {
         self.stream
     }
 }

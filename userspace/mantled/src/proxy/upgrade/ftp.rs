@@ -27,7 +27,7 @@ use crate::{
         filter::Filter,
         upstream::{Dialled, Verified},
     },
-    tls::{Alpn, Connector},
+    tls::{Alpn, Connector, Handshake},
 };
 
 /// Longest reply that is read before the filters take over, in bytes.
@@ -74,7 +74,7 @@ impl Upgrade<'_> {
         let local = dialled.local_address();
         let patience = self.patience();
         let mut verified = dialled
-            .verify(&connector, name, Alpn::None, patience)
+            .verify(&connector, name, Handshake::Bare(Alpn::None), patience)
             .await?;
         let greeting = timeout(limit, protect(&mut verified, implicit))
             .await

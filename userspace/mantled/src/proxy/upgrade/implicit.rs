@@ -65,6 +65,7 @@ pub(super) fn alpn(spoken: Spoken) -> Alpn {
     match spoken {
         Spoken::Known(Protocol::Http) => Alpn::Http1,
         Spoken::Known(Protocol::Http2) => Alpn::Http2,
+        Spoken::Known(Protocol::Tds) => Alpn::Tds8,
         _ => Alpn::None,
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         spoken::Spoken,
         upstream::{Dial, Dialled},
     },
-    tls::Connector,
+    tls::{Connector, Handshake},
 };
 
 /// Goes the way that a session of this plan would go, up to the verified certificate.
@@ -66,7 +66,12 @@ pub async fn rehearse(
         ))
     })?;
     let verified = dialled
-        .verify(connector, name, alpn(spoken), limits.handshake)
+        .verify(
+            connector,
+            name,
+            Handshake::Bare(alpn(spoken)),
+            limits.handshake,
+        )
         .await?;
     Ok(verified.facts().clone())
 }
