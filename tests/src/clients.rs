@@ -104,6 +104,14 @@ impl PostgresClient {
     }
 }
 
+/// The words of a command that runs a Python program of `tests/clients`.
+///
+/// # Errors
+/// A part of it is not installed.
+pub fn python_client(name: &str) -> Result<Vec<OsString>> {
+    Ok(vec![python()?.into(), program(name)?.into()])
+}
+
 /// A program of `tests/clients`.
 fn program(name: &str) -> Result<PathBuf> {
     there(

