@@ -33,7 +33,9 @@ fuzz_target!(|input: (bool, &[u8], Vec<(bool, &[u8])>)| {
     let mut server = if tls { 2 } else { 1 };
     let opening = authentication.open();
     assert!(tls || opening == Ok(None));
-    let mut replies: Vec<_> = opening.ok().flatten().into_iter().collect();
+    if let Ok(Some(reply)) = opening {
+        act(reply, &mut authentication, &mut server, tls);
+    }
     for (from_server, payload) in packets {
         let agent = authentication.sequence();
         if from_server {
@@ -53,31 +55,32 @@ fuzz_target!(|input: (bool, &[u8], Vec<(bool, &[u8])>)| {
                 payload,
             };
             match authentication.hear_agent(packet) {
-                Ok(reply) => replies.push(reply),
+                Ok(reply) => act(reply, &mut authentication, &mut server, tls),
                 Err(_) => return,
-            }
-        }
-        for reply in replies.drain(..) {
-            match reply {
-                Reply::ToServer(words) => {
-                    assert_eq!(one_packet(&words).sequence, server);
-                    server = server.wrapping_add(1);
-                }
-                Reply::OfferKey => {
-                    assert!(tls);
-                    one_packet(&authentication.key(b"PEM"));
-                }
-                Reply::Decrypt(ciphertext) => {
-                    assert!(tls);
-                    if let Ok(words) = authentication.password(ciphertext.into()) {
-                        assert_eq!(one_packet(&words).sequence, server);
-                        server = server.wrapping_add(1);
-                    }
-                }
             }
         }
     }
 });
+
+fn act(reply: Reply, authentication: &mut Authentication, server: &mut u8, tls: bool) {
+    let words = match reply {
+        Reply::ToServer(words) => words,
+        Reply::OfferKey => {
+            assert!(tls);
+            one_packet(&authentication.key(b"PEM"));
+            return;
+        }
+        Reply::Decrypt(ciphertext) => {
+            assert!(tls);
+            match authentication.password(ciphertext.into()) {
+                Ok(words) => words,
+                Err(_) => return,
+            }
+        }
+    };
+    assert_eq!(one_packet(&words).sequence, *server);
+    *server = server.wrapping_add(1);
+}
 
 fn one_packet(words: &[u8]) -> Packet<'_> {
     let Ok(Progress::Done(packet)) = Packet::parse(words) else {
