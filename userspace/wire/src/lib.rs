@@ -18,10 +18,16 @@
 )]
 
 pub mod http;
+pub mod imap;
+mod line;
+pub mod managesieve;
+pub mod nntp;
+pub mod pop3;
 pub mod postgres;
 mod reader;
 pub mod redis;
 mod rewrite;
+pub mod smtp;
 pub mod starttls;
 pub mod tls;
 

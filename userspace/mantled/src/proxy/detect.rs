@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, http, postgres, redis, tls};
+use mantled_wire::{Look, http, imap, managesieve, nntp, pop3, postgres, redis, smtp, tls};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -149,9 +149,9 @@ pub async fn greeting(dialling: &mut Dialling, port: u16, patience: Duration) ->
         let length = dialled.glance(&mut greeting).await.unwrap_or_default();
         match recognise_greeting(greeting.get(..length).unwrap_or_default(), port) {
             Some(spoken) => return spoken,
-            None if length == 0 || length == greeting.len() || Instant::now() > deadline => {
-                return Spoken::ServerFirst;
-            }
+            // A banner can be longer than anybody needs to read.
+            None if length == greeting.len() => return by_port(&greeting, port),
+            None if length == 0 || Instant::now() > deadline => return Spoken::ServerFirst,
             None => sleep(PAUSE).await,
         }
     }
@@ -159,8 +159,57 @@ pub async fn greeting(dialling: &mut Dialling, port: u16, patience: Duration) ->
 
 /// What a server's first bytes are; None while they can become several things. The port decides
 /// where several protocols greet alike.
-fn recognise_greeting(_greeting: &[u8], _port: u16) -> Option<Spoken> {
-    Some(Spoken::ServerFirst)
+fn recognise_greeting(greeting: &[u8], port: u16) -> Option<Spoken> {
+    let looks = [
+        (Protocol::Smtp, smtp::looks_like_greeting(greeting)),
+        (Protocol::Lmtp, smtp::looks_like_lmtp_greeting(greeting)),
+        (Protocol::Imap, imap::looks_like_greeting(greeting)),
+        (Protocol::Pop3, pop3::looks_like_greeting(greeting)),
+        (Protocol::Nntp, nntp::looks_like_greeting(greeting)),
+        (
+            Protocol::Managesieve,
+            managesieve::looks_like_greeting(greeting),
+        ),
+    ];
+    if let Some((protocol, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
+        return Some(Spoken::Known(*protocol));
+    }
+    looks
+        .iter()
+        .all(|(_, look)| *look == Look::No)
+        .then(|| by_port(greeting, port))
+}
+
+/// What a greeting is that names nothing: that of a server which refuses, for one. Only a greeting
+/// that the port's protocol can begin with counts.
+fn by_port(greeting: &[u8], port: u16) -> Spoken {
+    let begins = |words: &[&[u8]]| words.iter().any(|word| greeting.starts_with(word));
+    match usual(port) {
+        Some(protocol @ (Protocol::Smtp | Protocol::Lmtp)) if smtp::may_be_greeting(greeting) => {
+            Spoken::Known(protocol)
+        }
+        Some(Protocol::Pop3) if begins(&[b"-ERR"]) => Spoken::Known(Protocol::Pop3),
+        Some(Protocol::Nntp) if begins(&[b"400", b"502"]) => Spoken::Known(Protocol::Nntp),
+        Some(Protocol::Managesieve) if begins(&[b"BYE", b"NO"]) => {
+            Spoken::Known(Protocol::Managesieve)
+        }
+        _ => Spoken::ServerFirst,
+    }
+}
+
+/// The protocol of a port whose server speaks first (IANA's service name registry; 2525 by
+/// custom). A hint for what says nothing of itself: a greeting that names no protocol, a server
+/// that makes its clients wait for one.
+pub fn usual(port: u16) -> Option<Protocol> {
+    Some(match port {
+        24 => Protocol::Lmtp,
+        25 | 587 | 2525 => Protocol::Smtp,
+        110 => Protocol::Pop3,
+        119 | 433 => Protocol::Nntp,
+        143 => Protocol::Imap,
+        4190 => Protocol::Managesieve,
+        _ => return None,
+    })
 }
 
 /// Which side failed.
@@ -255,6 +304,43 @@ mod tests {
             (b"hello", Some(Spoken::Opaque)),
         ] {
             assert_eq!(recognise(head), expected, "{}", head.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn greetings_are_recognised() {
+        let known = |protocol| Some(Spoken::Known(protocol));
+        for (greeting, port, expected) in [
+            (&b""[..], 25, None),
+            (b"220 mx ESMTP\r\n", 7000, known(Protocol::Smtp)),
+            (b"220-mx\r\n", 25, None),
+            (b"220 mx ready\r\n", 25, known(Protocol::Smtp)),
+            (b"220 mx ready\r\n", 24, known(Protocol::Lmtp)),
+            (b"220 mx ready\r\n", 7000, Some(Spoken::ServerFirst)),
+            (b"220 ready\r\n", 110, Some(Spoken::ServerFirst)),
+            (b"554 no\r\n", 587, known(Protocol::Smtp)),
+            (b"220 box LMTP\r\n", 25, known(Protocol::Lmtp)),
+            (b"* OK ready\r\n", 7000, known(Protocol::Imap)),
+            (b"* BYE busy\r\n", 143, known(Protocol::Imap)),
+            (b"+OK <1@x>\r\n", 7000, known(Protocol::Pop3)),
+            (b"-ERR busy\r\n", 110, known(Protocol::Pop3)),
+            (
+                b"-ERR max number of clients reached\r\n",
+                6379,
+                Some(Spoken::ServerFirst),
+            ),
+            (b"200 news\r\n", 7000, known(Protocol::Nntp)),
+            (b"400 busy\r\n", 119, known(Protocol::Nntp)),
+            (
+                b"\"IMPLEMENTATION\" \"x\"\r\n",
+                7000,
+                known(Protocol::Managesieve),
+            ),
+            (b"BYE \"busy\"\r\n", 4190, known(Protocol::Managesieve)),
+            (b"SSH-2.0-x\r\n", 25, Some(Spoken::ServerFirst)),
+        ] {
+            let found = recognise_greeting(greeting, port);
+            assert_eq!(found, expected, "{}", greeting.escape_ascii());
         }
     }
 }

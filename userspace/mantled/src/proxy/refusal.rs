@@ -1,6 +1,6 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
-use mantled_wire::{http, postgres, redis, tls};
+use mantled_wire::{http, imap, managesieve, nntp, pop3, postgres, redis, smtp, tls};
 
 use super::{agent::Agent, spoken::Spoken};
 use crate::{
@@ -27,6 +27,11 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         ),
         Some(Spoken::Known(Protocol::Http)) => http::refusal(text),
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
+        Some(Spoken::Known(Protocol::Smtp | Protocol::Lmtp)) => smtp::refusal(text),
+        Some(Spoken::Known(Protocol::Imap)) => imap::refusal(text),
+        Some(Spoken::Known(Protocol::Pop3)) => pop3::refusal(text),
+        Some(Spoken::Known(Protocol::Nntp)) => nntp::refusal(text),
+        Some(Spoken::Known(Protocol::Managesieve)) => managesieve::refusal(text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,
     };

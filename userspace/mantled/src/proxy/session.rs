@@ -119,7 +119,14 @@ async fn walk(
         }
         heard => heard,
     };
-    let heard = heard.or_named(plan.protocol);
+    let heard = match heard.or_named(plan.protocol) {
+        // Servers that speak first may take their time, mail servers on purpose; what is spoken
+        // from the first byte is not guessed.
+        Spoken::Silent if matches!(plan.tls, TlsMode::Auto | TlsMode::Starttls) => {
+            detect::usual(plan.destination.port()).map_or(Spoken::Silent, Spoken::Known)
+        }
+        heard => heard,
+    };
     *spoken = Some(heard);
     session.record.protocol = heard.name();
     if heard == Spoken::Nothing {

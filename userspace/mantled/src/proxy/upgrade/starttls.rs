@@ -1,7 +1,10 @@
 //! The protocols whose way to TLS is a dialogue in clear: the driver of
 //! [`mantled_wire::starttls::Dialogue`], and which protocol has one.
 
-use mantled_wire::starttls::{Dialogue, DialogueError, Step};
+use mantled_wire::{
+    imap, managesieve, nntp, pop3, smtp,
+    starttls::{Dialogue, DialogueError, Step},
+};
 use tokio::time::timeout;
 
 use super::{Upgrade, Way};
@@ -17,9 +20,15 @@ const MAX_WORDS: usize = 64 * 1024;
 
 /// The dialogue of a protocol; None where it has none, or one that needs a driver of its own.
 pub(super) fn dialogue(protocol: Protocol) -> Option<Box<dyn Dialogue>> {
-    match protocol {
-        _ => None,
-    }
+    Some(match protocol {
+        Protocol::Smtp => Box::new(smtp::StartTls::smtp()),
+        Protocol::Lmtp => Box::new(smtp::StartTls::lmtp()),
+        Protocol::Imap => Box::new(imap::StartTls::default()),
+        Protocol::Pop3 => Box::new(pop3::Stls::default()),
+        Protocol::Nntp => Box::new(nntp::StartTls::default()),
+        Protocol::Managesieve => Box::new(managesieve::StartTls::default()),
+        _ => return None,
+    })
 }
 
 impl Upgrade<'_> {
