@@ -3,8 +3,8 @@
 use std::{future::Future, io, pin::Pin, time::Duration};
 
 use mantled_wire::{
-    Look, Progress, amqp, fluentd, ftp, http, ldap, lumberjack, memcached, mqtt, mysql, nats,
-    postgres, redis, tds, tls, xmpp,
+    Look, Progress, amqp, fluentd, ftp, http, imap, ldap, lumberjack, managesieve, memcached, mqtt,
+    mysql, nats, nntp, pop3, postgres, redis, smtp, tds, tls, xmpp,
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -167,9 +167,9 @@ pub async fn greeting(dialling: &mut Dialling, port: u16, patience: Duration) ->
         let length = dialled.glance(&mut greeting).await.unwrap_or_default();
         match recognise_greeting(greeting.get(..length).unwrap_or_default(), port) {
             Some(spoken) => return spoken,
-            None if length == 0 || length == greeting.len() || Instant::now() > deadline => {
-                return Spoken::ServerFirst;
-            }
+            // A banner can be longer than anybody needs to read.
+            None if length == greeting.len() => return by_port(&greeting, port),
+            None if length == 0 || Instant::now() > deadline => return Spoken::ServerFirst,
             None => sleep(PAUSE).await,
         }
     }
@@ -185,6 +185,15 @@ pub fn recognise_greeting(greeting: &[u8], port: u16) -> Option<Spoken> {
         ),
         (Protocol::Mysql, mysql::looks_like_greeting(greeting)),
         (Protocol::Nats, nats::looks_like_info(greeting)),
+        (Protocol::Smtp, smtp::looks_like_greeting(greeting)),
+        (Protocol::Lmtp, smtp::looks_like_lmtp_greeting(greeting)),
+        (Protocol::Imap, imap::looks_like_greeting(greeting)),
+        (Protocol::Pop3, pop3::looks_like_greeting(greeting)),
+        (Protocol::Nntp, nntp::looks_like_greeting(greeting)),
+        (
+            Protocol::Managesieve,
+            managesieve::looks_like_greeting(greeting),
+        ),
     ];
     if let Some((protocol, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
         return Some(Spoken::Known(*protocol));
@@ -192,7 +201,42 @@ pub fn recognise_greeting(greeting: &[u8], port: u16) -> Option<Spoken> {
     looks
         .iter()
         .all(|(_, look)| *look == Look::No)
-        .then_some(Spoken::ServerFirst)
+        .then(|| by_port(greeting, port))
+}
+
+/// What a greeting is that names nothing: that of a server which refuses, for one. Only a greeting
+/// that the port's protocol can begin with counts.
+fn by_port(greeting: &[u8], port: u16) -> Spoken {
+    let begins = |words: &[&[u8]]| words.iter().any(|word| greeting.starts_with(word));
+    match usual(port) {
+        Some(protocol @ (Protocol::Smtp | Protocol::Lmtp)) if smtp::may_be_greeting(greeting) => {
+            Spoken::Known(protocol)
+        }
+        Some(Protocol::Pop3) if begins(&[b"-ERR"]) => Spoken::Known(Protocol::Pop3),
+        Some(Protocol::Nntp) if begins(&[b"400", b"502"]) => Spoken::Known(Protocol::Nntp),
+        Some(Protocol::Managesieve) if begins(&[b"BYE", b"NO"]) => {
+            Spoken::Known(Protocol::Managesieve)
+        }
+        _ => Spoken::ServerFirst,
+    }
+}
+
+/// The protocol of a port whose server speaks first (IANA's service name registry; 2525 by
+/// custom). A hint for what says nothing of itself: a greeting that names no protocol, a server
+/// that makes its clients wait for one.
+pub fn usual(port: u16) -> Option<Protocol> {
+    Some(match port {
+        21 => Protocol::Ftp,
+        24 => Protocol::Lmtp,
+        25 | 587 | 2525 => Protocol::Smtp,
+        110 => Protocol::Pop3,
+        119 | 433 => Protocol::Nntp,
+        143 => Protocol::Imap,
+        3306 => Protocol::Mysql,
+        4190 => Protocol::Managesieve,
+        4222 => Protocol::Nats,
+        _ => return None,
+    })
 }
 
 /// Which side failed.
@@ -414,6 +458,43 @@ mod tests {
                 prop_assert!(before.is_none() || recognised == before, "{}", head.escape_ascii());
                 before = recognised;
             }
+        }
+    }
+
+    #[test]
+    fn greetings_of_mail_and_news_are_recognised() {
+        let known = |protocol| Some(Spoken::Known(protocol));
+        for (greeting, port, expected) in [
+            (&b""[..], 25, None),
+            (b"220 mx ESMTP\r\n", 7000, known(Protocol::Smtp)),
+            (b"220-mx\r\n", 25, None),
+            (b"220 mx ready\r\n", 25, known(Protocol::Smtp)),
+            (b"220 mx ready\r\n", 24, known(Protocol::Lmtp)),
+            (b"220 mx ready\r\n", 7000, Some(Spoken::ServerFirst)),
+            (b"220 ready\r\n", 110, Some(Spoken::ServerFirst)),
+            (b"554 no\r\n", 587, known(Protocol::Smtp)),
+            (b"220 box LMTP\r\n", 25, known(Protocol::Lmtp)),
+            (b"* OK ready\r\n", 7000, known(Protocol::Imap)),
+            (b"* BYE busy\r\n", 143, known(Protocol::Imap)),
+            (b"+OK <1@x>\r\n", 7000, known(Protocol::Pop3)),
+            (b"-ERR busy\r\n", 110, known(Protocol::Pop3)),
+            (
+                b"-ERR max number of clients reached\r\n",
+                6379,
+                Some(Spoken::ServerFirst),
+            ),
+            (b"200 news\r\n", 7000, known(Protocol::Nntp)),
+            (b"400 busy\r\n", 119, known(Protocol::Nntp)),
+            (
+                b"\"IMPLEMENTATION\" \"x\"\r\n",
+                7000,
+                known(Protocol::Managesieve),
+            ),
+            (b"BYE \"busy\"\r\n", 4190, known(Protocol::Managesieve)),
+            (b"SSH-2.0-x\r\n", 25, Some(Spoken::ServerFirst)),
+        ] {
+            let found = recognise_greeting(greeting, port);
+            assert_eq!(found, expected, "{}", greeting.escape_ascii());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Telling the agent that it is refused, in its own protocol where that is known.
 
 use mantled_wire::{
-    ftp, http, ldap, memcached, mqtt, mysql, nats, postgres, redis, tds, tls, xmpp,
+    ftp, http, imap, ldap, managesieve, memcached, mqtt, mysql, nats, nntp, pop3, postgres, redis,
+    smtp, tds, tls, xmpp,
 };
 
 use super::{agent::Agent, spoken::Spoken};
@@ -41,6 +42,11 @@ pub async fn tell(mut agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         Some(Spoken::Known(Protocol::Nats)) => nats::refusal(text),
         Some(Spoken::Known(Protocol::Mqtt)) => mqtt::refusal(&agent.head, text),
         Some(Spoken::Known(Protocol::Memcached)) => memcached::refusal(&agent.head, text),
+        Some(Spoken::Known(Protocol::Smtp | Protocol::Lmtp)) => smtp::refusal(text),
+        Some(Spoken::Known(Protocol::Imap)) => imap::refusal(text),
+        Some(Spoken::Known(Protocol::Pop3)) => pop3::refusal(text),
+        Some(Spoken::Known(Protocol::Nntp)) => nntp::refusal(text),
+        Some(Spoken::Known(Protocol::Managesieve)) => managesieve::refusal(text),
         Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
         _ => return,
     };

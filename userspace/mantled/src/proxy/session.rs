@@ -223,5 +223,12 @@ async fn recognise(
         }
         heard => heard,
     };
-    Ok(heard.or_named(plan.protocol))
+    Ok(match heard.or_named(plan.protocol) {
+        // Servers that speak first may take their time, mail servers on purpose; what is spoken
+        // from the first byte is not guessed.
+        Spoken::Silent if matches!(plan.tls, TlsMode::Auto | TlsMode::Starttls) => {
+            detect::usual(plan.destination.port()).map_or(Spoken::Silent, Spoken::Known)
+        }
+        heard => heard,
+    })
 }

@@ -2,7 +2,7 @@
 //! [`mantled_wire::starttls::Dialogue`], and which protocol has one.
 
 use mantled_wire::{
-    nats,
+    imap, managesieve, nats, nntp, pop3, smtp,
     starttls::{Dialogue, DialogueError, Step},
 };
 use tokio::time::timeout;
@@ -20,10 +20,16 @@ const MAX_WORDS: usize = 64 * 1024;
 
 /// The dialogue of a protocol; None where it has none, or one that needs a driver of its own.
 pub(super) fn dialogue(protocol: Protocol) -> Option<Box<dyn Dialogue>> {
-    match protocol {
-        Protocol::Nats => Some(Box::new(nats::Upgrade::default())),
-        _ => None,
-    }
+    Some(match protocol {
+        Protocol::Smtp => Box::new(smtp::StartTls::smtp()),
+        Protocol::Lmtp => Box::new(smtp::StartTls::lmtp()),
+        Protocol::Imap => Box::new(imap::StartTls::default()),
+        Protocol::Pop3 => Box::new(pop3::Stls::default()),
+        Protocol::Nntp => Box::new(nntp::StartTls::default()),
+        Protocol::Managesieve => Box::new(managesieve::StartTls::default()),
+        Protocol::Nats => Box::new(nats::Upgrade::default()),
+        _ => return None,
+    })
 }
 
 impl Upgrade<'_> {
