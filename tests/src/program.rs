@@ -1,5 +1,6 @@
 //! Real servers in the site: nginx, redis-server, and one file for each of the others.
 
+mod rsyslog;
 mod vsftpd;
 
 use std::{

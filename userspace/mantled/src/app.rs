@@ -28,6 +28,7 @@ use crate::{
         self, Context,
         data_channels::DataChannels,
         ledger::{Ledger, Owed},
+        syslog::Kept,
         without_tls::WithoutTls,
     },
     tls::Connectors,
@@ -200,6 +201,7 @@ impl App {
             ledger,
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),
+            syslog: Kept::default(),
         });
         let mut app = Self {
             interceptor,

@@ -24,6 +24,7 @@ mod reader;
 pub mod redis;
 mod rewrite;
 pub mod starttls;
+pub mod syslog;
 pub mod tls;
 
 pub use rewrite::{Next, Rewrite, RewriteError};

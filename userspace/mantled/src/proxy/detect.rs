@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, time::Duration};
 
-use mantled_wire::{Look, ftp, http, postgres, redis, tls};
+use mantled_wire::{Look, ftp, http, postgres, redis, syslog, tls};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{agent::Agent, spoken::Spoken, upstream::Dialled};
@@ -217,6 +217,10 @@ fn recognise(head: &[u8]) -> Option<Spoken> {
             Spoken::Known(Protocol::Redis),
             redis::looks_like_command(head),
         ),
+        (
+            Spoken::Known(Protocol::Syslog),
+            syslog::looks_like_message(head),
+        ),
         (Spoken::Known(Protocol::Http), http),
     ];
     if let Some((spoken, _)) = looks.iter().find(|(_, look)| *look == Look::Yes) {
@@ -263,6 +267,10 @@ mod tests {
             (b"PING\r\n", Some(Spoken::Opaque)),
             (b"\0\x01", Some(Spoken::Opaque)),
             (b"hello", Some(Spoken::Opaque)),
+            (b"<13>1 2024", Some(Spoken::Known(Protocol::Syslog))),
+            (b"11 <13>1 2024", Some(Spoken::Known(Protocol::Syslog))),
+            (b"11 ", None),
+            (b"<stream:stream", Some(Spoken::Opaque)),
         ] {
             assert_eq!(recognise(head), expected, "{}", head.escape_ascii());
         }

@@ -169,5 +169,5 @@ async fn recognise(
         }
         heard => heard,
     };
-    Ok(heard.or_named(plan.protocol))
+    Ok(heard.or_named(plan.protocol.or_else(|| plan.protocol_of_silence(heard))))
 }

@@ -5,6 +5,7 @@ mod implicit;
 mod native;
 mod postgres;
 mod starttls;
+mod syslog;
 
 use std::time::Duration;
 
@@ -92,6 +93,9 @@ impl Upgrade<'_> {
                 "the route says passthrough, but the agent does not speak TLS",
             )),
             (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
+            (TlsMode::Auto | TlsMode::Implicit, Spoken::Known(Protocol::Syslog)) => {
+                self.syslog(dialling).await
+            }
             (TlsMode::Implicit, spoken) => self.implicit(dialling, alpn(spoken)).await,
             (TlsMode::Auto | TlsMode::Starttls, spoken) => self.by_protocol(spoken, dialling).await,
         };
