@@ -3,6 +3,7 @@
 mod mariadb;
 mod nats;
 mod prosody;
+mod rsyslog;
 mod slapd;
 mod vsftpd;
 

@@ -172,6 +172,12 @@ const LAB: &[Package] = &[
     program("vsftpd", "vsftpd"),
     program("lftp", "lftp"),
     program("freetds-bin", "tsql"),
+    program("rsyslog", "rsyslogd"),
+    file(
+        "rsyslog-gnutls",
+        "/usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so",
+    ),
+    program("bsdutils", "logger"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
     program("mosquitto", "mosquitto"),

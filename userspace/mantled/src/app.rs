@@ -29,6 +29,7 @@ use crate::{
         self, Context,
         data_channels::DataChannels,
         ledger::{Ledger, Owed},
+        syslog::Kept,
         without_tls::WithoutTls,
     },
     tls::{Connectors, LiveConnectors},
@@ -206,6 +207,7 @@ impl App {
             ledger,
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),
+            syslog: Kept::default(),
         });
         let mut app = Self {
             interceptor,

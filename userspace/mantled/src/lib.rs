@@ -24,7 +24,7 @@
 //!    being dialled.
 //! 7. [`proxy::upgrade`] makes an [`proxy::upstream::Upstream`]. Its variants are the only types
 //!    that agent bytes can be written to: `Verified` comes out of a TLS handshake that verified
-//!    the name, `Exposed` needs a permit that only observe mode or an `exempt` route gives,
+//!    the name, `Syslog` is that again and again while a server comes and goes, `Exposed` needs a permit that only observe mode or an `exempt` route gives,
 //!    `Native` is the agent's own TLS and checks its framing to the last byte.
 //! 8. [`proxy::relay`] moves bytes in both directions.
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's

@@ -20,6 +20,7 @@ pub mod refusal;
 pub mod relay;
 pub mod session;
 pub mod spoken;
+pub mod syslog;
 pub mod transport;
 pub mod unreachable;
 pub mod upgrade;
@@ -68,6 +69,8 @@ pub struct Context {
     pub without_tls: WithoutTls,
     /// Connections that others have announced.
     pub data_channels: DataChannels,
+    /// What syslog's sessions keep.
+    pub syslog: syslog::Kept,
 }
 
 /// Accepts until `stop` turns true, then gives the sessions `[limits] drain` to end; those that

@@ -146,6 +146,23 @@ pub fn bind_to_device(socket: impl AsFd, index: u32) -> io::Result<()> {
     }
 }
 
+/// Bytes of a TCP socket that its peer has not acknowledged (`SIOCOUTQ`), those included that were
+/// not sent yet.
+///
+/// # Errors
+/// As ioctl(2).
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // `SIOCOUTQ` is the same request under another name.
+    // SAFETY: the request writes one int to `bytes`.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(bytes as usize)
+    }
+}
+
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of the kernel programs.
 pub fn monotonic() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)

@@ -39,6 +39,7 @@ pub mod redis;
 mod rewrite;
 pub mod smtp;
 pub mod starttls;
+pub mod syslog;
 pub mod tds;
 pub mod tls;
 pub mod xmpp;

@@ -4,7 +4,7 @@ use std::{future::Future, io, pin::Pin, time::Duration};
 
 use mantled_wire::{
     Look, Progress, amqp, fluentd, ftp, http, imap, ldap, lumberjack, managesieve, memcached, mqtt,
-    mysql, nats, nntp, pop3, postgres, redis, smtp, tds, tls, xmpp,
+    mysql, nats, nntp, pop3, postgres, redis, smtp, syslog, tds, tls, xmpp,
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -297,6 +297,10 @@ fn looks(head: &[u8]) -> impl AsRef<[(Spoken, Look)]> {
             redis::looks_like_command(head),
         ),
         (
+            Spoken::Known(Protocol::Syslog),
+            syslog::looks_like_message(head),
+        ),
+        (
             Spoken::Known(Protocol::Ldap),
             ldap::looks_like_request(head),
         ),
@@ -408,6 +412,9 @@ mod tests {
             (b"get a\r\n", Some(Spoken::Known(Protocol::Memcached))),
             (b"\x93\xa1t\x01", Some(Spoken::Known(Protocol::Fluentd))),
             (b"2W\0\0\0\x01", Some(Spoken::Known(Protocol::Lumberjack))),
+            (b"<13>1 2024", Some(Spoken::Known(Protocol::Syslog))),
+            (b"11 <13>1 2024", Some(Spoken::Known(Protocol::Syslog))),
+            (b"11 ", None),
         ] {
             assert_eq!(recognise(head), expected, "{}", head.escape_ascii());
         }

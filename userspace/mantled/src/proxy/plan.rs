@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use mantled_redirect::{Peer, abi};
 use rustls::pki_types::ServerName;
 
-use super::data_channels::Service;
+use super::{data_channels::Service, spoken::Spoken};
 use crate::{
     config::{Config, Protocol, TlsMode},
     names::{Found, Source},
@@ -132,6 +132,12 @@ impl Plan {
     /// May TLS be on another port than the one that is dialled first?
     pub fn has_other_port(&self) -> bool {
         self.tls == TlsMode::Auto && self.implicit_port() != self.address().port()
+    }
+
+    /// What is spoken where nobody has spoken yet, by the well-known port: an agent that logs may
+    /// have nothing to say for long. Its first messages are to be framed as well.
+    pub fn protocol_of_silence(&self, heard: Spoken) -> Option<Protocol> {
+        (heard == Spoken::Silent && self.destination.port() == 514).then_some(Protocol::Syslog)
     }
 
     /// Where to dial first.

@@ -19,7 +19,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{agent::Agent, filter::Filter, upstream::Upstream};
+use super::{agent::Agent, filter::Filter, syslog, upstream::Upstream};
 use crate::error::{Cause, Failure};
 
 /// Bytes that are read at once: four full TLS records. More does not make it faster, and less
@@ -61,6 +61,7 @@ pub async fn relay(
         Upstream::Native(native) => {
             carry(agent, native.into_stream(), from_agent, from_server).await
         }
+        Upstream::Syslog(line) => syslog::relay(agent, *line).await,
     }
 }
 

@@ -223,12 +223,14 @@ async fn recognise(
         }
         heard => heard,
     };
-    Ok(match heard.or_named(plan.protocol) {
-        // Servers that speak first may take their time, mail servers on purpose; what is spoken
-        // from the first byte is not guessed.
-        Spoken::Silent if matches!(plan.tls, TlsMode::Auto | TlsMode::Starttls) => {
-            detect::usual(plan.destination.port()).map_or(Spoken::Silent, Spoken::Known)
-        }
-        heard => heard,
-    })
+    Ok(
+        match heard.or_named(plan.protocol.or_else(|| plan.protocol_of_silence(heard))) {
+            // Servers that speak first may take their time, mail servers on purpose; what is spoken
+            // from the first byte is not guessed.
+            Spoken::Silent if matches!(plan.tls, TlsMode::Auto | TlsMode::Starttls) => {
+                detect::usual(plan.destination.port()).map_or(Spoken::Silent, Spoken::Known)
+            }
+            heard => heard,
+        },
+    )
 }

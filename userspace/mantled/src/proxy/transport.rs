@@ -8,6 +8,7 @@ use std::{
 };
 
 use mantled_wire::tds::{Unwrapper, Wanted, wrap_handshake};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -46,6 +47,11 @@ impl Transport {
             stream,
             packets: Some(Box::default()),
         }
+    }
+
+    /// The socket below.
+    pub fn socket(&self) -> SockRef<'_> {
+        SockRef::from(&self.stream)
     }
 
     /// The handshake is done; what follows is bare.

@@ -9,6 +9,7 @@ mod postgres;
 mod rehearse;
 mod resolver;
 mod starttls;
+mod syslog;
 mod tds;
 mod xmpp;
 
@@ -107,6 +108,9 @@ impl Upgrade<'_> {
             }
             (TlsMode::Implicit, Spoken::Known(Protocol::Ftp)) => self.ftp(dialling).await,
             (TlsMode::Implicit, Spoken::Known(Protocol::Tds)) => self.tds_implicit(dialling).await,
+            (TlsMode::Auto | TlsMode::Implicit, Spoken::Known(Protocol::Syslog)) => {
+                self.syslog(dialling).await
+            }
             (TlsMode::Implicit, spoken) => self.implicit(dialling, spoken).await,
             (TlsMode::Auto | TlsMode::Starttls | TlsMode::Terminate, spoken) => {
                 self.by_protocol(spoken, dialling).await

@@ -1,7 +1,7 @@
 //! Connections to servers, by what has been proven of them.
 //!
 //! A connection starts as [`Dialled`], which cannot carry what an agent sent: it says only a
-//! [`Preamble`]. The three ways on are the variants of [`Upstream`], and there is no
+//! [`Preamble`]. The ways on are the variants of [`Upstream`], and there is no
 //! other type that the relay writes to.
 
 use std::{
@@ -236,6 +236,8 @@ pub enum Upstream {
     Exposed(Exposed),
     /// See [`Native`].
     Native(Native),
+    /// Syslog's messages over connections that are each verified, see [`super::syslog`].
+    Syslog(Box<super::syslog::Line>),
 }
 
 impl Verified {

@@ -209,7 +209,10 @@ impl<D: DataChannels> Rewrite for Replies<D> {
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) {
-        out.append(&mut self.lines.held);
+        let line = std::mem::take(&mut self.lines.held);
+        if !line.is_empty() {
+            self.reply(line, out);
+        }
     }
 }
 

@@ -234,7 +234,7 @@ impl Upgrade<'_> {
                 )
                 .await
             }
-            Upstream::Native(_) => Ok(()),
+            Upstream::Native(_) | Upstream::Syslog(_) => Ok(()),
         };
         self.session.record.sent += counted.sent;
         self.session.record.received += counted.received;
