@@ -19,7 +19,7 @@ mod server;
 
 pub use capture::{Capture, assert_clean};
 pub use certificates::{Authority, Leaf};
-pub use clients::{PostgresClient, SslMode};
+pub use clients::{PostgresClient, SslMode, python_program};
 pub use daemon::Daemon;
 pub use group::Group;
 pub use netns::{HOST_V4, HOST_V6, Lab, Namespace, SITE_V4, SITE_V6};

@@ -1,4 +1,12 @@
-//! Real servers in the site: nginx, redis-server.
+//! Real servers in the site: nginx, redis-server, and those of the modules.
+
+mod etcd;
+mod memcached;
+mod mosquitto;
+mod python;
+mod rabbitmq;
+mod redis_cluster;
+mod web_application;
 
 use std::{
     fs,
@@ -26,7 +34,15 @@ impl Program {
     ///
     /// # Errors
     /// It is not installed, or does not listen.
-    pub fn start(lab: &Lab, mut command: Command, port: u16) -> Result<Self> {
+    pub fn start(lab: &Lab, command: Command, port: u16) -> Result<Self> {
+        Self::start_slow(lab, command, port, Duration::from_secs(10))
+    }
+
+    /// The same for one that takes its time.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    fn start_slow(lab: &Lab, mut command: Command, port: u16, patience: Duration) -> Result<Self> {
         let log = fs::File::create(lab.path(&format!("program-{port}.log")))?;
         let child = command
             .stdin(Stdio::null())
@@ -38,7 +54,7 @@ impl Program {
         let address = SocketAddr::new(SITE_V4, port);
         lab.site
             .enter(|| {
-                eventually("the server to listen", Duration::from_secs(10), || {
+                eventually("the server to listen", patience, || {
                     TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()
                 })
             })?
@@ -46,6 +62,11 @@ impl Program {
                 fs::read_to_string(lab.path(&format!("program-{port}.log"))).unwrap_or_default()
             })?;
         Ok(program)
+    }
+
+    /// What a server on this port has printed.
+    pub fn printed(lab: &Lab, port: u16) -> String {
+        fs::read_to_string(lab.path(&format!("program-{port}.log"))).unwrap_or_default()
     }
 
     /// nginx with TLS on port 443 alone: `/` answers its protocol, `/length` the length of a
