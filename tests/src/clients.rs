@@ -112,6 +112,14 @@ pub fn python_client(name: &str) -> Result<Vec<OsString>> {
     Ok(vec![python()?.into(), program(name)?.into()])
 }
 
+/// A command that runs a Python program of `tests/clients`: the interpreter and its argument.
+///
+/// # Errors
+/// A part of it is not installed.
+pub fn python_program(name: &str) -> Result<[PathBuf; 2]> {
+    Ok([python()?, program(name)?])
+}
+
 /// A program of `tests/clients`.
 fn program(name: &str) -> Result<PathBuf> {
     there(
@@ -121,7 +129,7 @@ fn program(name: &str) -> Result<PathBuf> {
     )
 }
 
-/// The interpreter with psycopg and asyncpg. Its path is not resolved: a virtual environment is
+/// The interpreter with what the programs import. Its path is not resolved: a virtual environment is
 /// found by the path of its interpreter.
 fn python() -> Result<PathBuf> {
     there(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/venv/bin/python"))

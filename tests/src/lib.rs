@@ -21,7 +21,7 @@ mod tds;
 
 pub use capture::{Capture, assert_clean};
 pub use certificates::{Authority, Leaf};
-pub use clients::{PostgresClient, SslMode, python_client};
+pub use clients::{PostgresClient, SslMode, python_client, python_program};
 pub use daemon::Daemon;
 pub use dns::FalseResolver;
 pub use group::Group;

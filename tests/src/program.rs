@@ -1,11 +1,18 @@
 //! Real servers in the site: nginx, redis-server, and one file for each of the others.
 
+mod etcd;
 mod mariadb;
+mod memcached;
+mod mosquitto;
 mod nats;
 mod prosody;
+mod python;
+mod rabbitmq;
+mod redis_cluster;
 mod rsyslog;
 mod slapd;
 mod vsftpd;
+mod web_application;
 
 use std::{
     fs,
@@ -37,6 +44,15 @@ impl Program {
         Self::start_in(lab, &lab.site, command, SocketAddr::new(SITE_V4, port))
     }
 
+    /// The same for one that takes its time.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    fn start_slow(lab: &Lab, command: Command, port: u16, patience: Duration) -> Result<Self> {
+        let address = SocketAddr::new(SITE_V4, port);
+        Self::start_patiently(lab, &lab.site, command, address, patience)
+    }
+
     /// Starts a program and waits until it accepts connections on `address`.
     ///
     /// # Errors
@@ -44,8 +60,18 @@ impl Program {
     pub fn start_in(
         lab: &Lab,
         namespace: &Namespace,
+        command: Command,
+        address: SocketAddr,
+    ) -> Result<Self> {
+        Self::start_patiently(lab, namespace, command, address, Duration::from_secs(10))
+    }
+
+    fn start_patiently(
+        lab: &Lab,
+        namespace: &Namespace,
         mut command: Command,
         address: SocketAddr,
+        patience: Duration,
     ) -> Result<Self> {
         let log_file = lab.path(&format!("program-{address}.log"));
         let log = fs::File::create(&log_file)?;
@@ -58,12 +84,17 @@ impl Program {
         let program = Self { child };
         namespace
             .enter(|| {
-                eventually("the server to listen", Duration::from_secs(10), || {
+                eventually("the server to listen", patience, || {
                     TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()
                 })
             })?
             .with_context(|| fs::read_to_string(&log_file).unwrap_or_default())?;
         Ok(program)
+    }
+
+    /// What a server on this port has printed.
+    pub fn printed(lab: &Lab, port: u16) -> String {
+        fs::read_to_string(lab.path(&format!("program-{port}.log"))).unwrap_or_default()
     }
 
     /// nginx with TLS on port 443 alone: `/` answers its protocol, `/length` the length of a
