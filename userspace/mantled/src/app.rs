@@ -26,6 +26,7 @@ use crate::{
     enrollment::{self, Unit},
     proxy::{
         self, Context,
+        checks::Checks,
         ledger::{Ledger, Owed},
         without_tls::WithoutTls,
     },
@@ -198,6 +199,7 @@ impl App {
             netns,
             ledger,
             without_tls: WithoutTls::default(),
+            checks: Checks::default(),
         });
         let mut app = Self {
             interceptor,
@@ -407,7 +409,10 @@ async fn log_events(mut events: Events) {
 
 /// Keeps the connectors up to date with their files.
 async fn follow_trust(context: Arc<Context>) {
-    let replaced = || context.without_tls.forget();
+    let replaced = || {
+        context.without_tls.forget();
+        context.checks.forget();
+    };
     context.connectors.follow(&context.config, replaced).await;
 }
 

@@ -10,6 +10,7 @@
 )]
 
 pub mod agent;
+pub mod checks;
 pub mod detect;
 pub mod filter;
 pub mod ledger;
@@ -35,6 +36,7 @@ use tokio::{
 };
 
 use crate::{config::Config, tls::LiveConnectors};
+use checks::Checks;
 use ledger::Ledger;
 use without_tls::WithoutTls;
 
@@ -59,6 +61,8 @@ pub struct Context {
     pub ledger: Ledger,
     /// Servers that had no TLS a moment ago.
     pub without_tls: WithoutTls,
+    /// Servers of agents with TLS of their own.
+    pub checks: Checks,
 }
 
 /// Accepts until `stop` turns true, then gives the sessions `[limits] drain` to end; those that

@@ -4,6 +4,7 @@ mod live;
 mod material;
 mod sessions;
 mod verifier;
+mod witness;
 
 use std::{io, sync::Arc};
 
@@ -15,7 +16,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
     version::{TLS12, TLS13},
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
 use material::Material;
 use sessions::Sessions;
 use verifier::{NotPinned, Verifier, proves};
+use witness::Witness;
 
 pub use live::LiveConnectors;
 
@@ -186,6 +188,46 @@ impl Connector {
             ));
         }
         Ok(stream)
+    }
+
+    /// Makes a handshake for its proof alone, with nothing resumed, and says goodbye.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn check(
+        &self,
+        stream: TcpStream,
+        name: &ServerName<'static>,
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<TlsFacts, Failure> {
+        let [config, ..] = &self.configs;
+        let witness = Arc::new(Witness::new(Arc::clone(&self.verifier)));
+        let mut config = ClientConfig::clone(config);
+        config.alpn_protocols = alpn;
+        config.resumption = Resumption::disabled();
+        // It asks this connector's verifier.
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::clone(&witness) as _);
+        let made = TlsConnector::from(Arc::new(config))
+            .connect(name.clone(), stream)
+            .await;
+        let chain = match (made, witness.proven()) {
+            (Ok(mut stream), Some(chain)) => {
+                // Whatever becomes of the goodbye, the proof stands.
+                let _ = stream.shutdown().await;
+                chain
+            }
+            (Err(_), Some(chain)) => chain,
+            (Err(error), None) => return Err(handshake_failure(&error, name)),
+            (Ok(_), None) => {
+                return Err(Failure::new(
+                    Cause::Internal,
+                    "a handshake ended without a certificate",
+                ));
+            }
+        };
+        Ok(self.proof(&chain, name))
     }
 
     /// The handshake of a resumed session shows no certificate. The one that was shown when it

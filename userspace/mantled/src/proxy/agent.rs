@@ -23,6 +23,8 @@ pub struct Agent {
     pub stream: TcpStream,
     /// What was read and not carried yet.
     pub head: Vec<u8>,
+    /// It has sent a ClientHello: until a handshake comes about it understands alerts alone.
+    pub expects_tls: bool,
     finished: bool,
 }
 
@@ -32,6 +34,7 @@ impl Agent {
         Self {
             stream,
             head: Vec::new(),
+            expects_tls: false,
             finished: false,
         }
     }

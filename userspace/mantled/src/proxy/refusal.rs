@@ -19,6 +19,7 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
     }
     let text = &failure.text;
     let words = match spoken {
+        Some(_) if agent.expects_tls => alert(failure.cause),
         Some(Spoken::Known(Protocol::Postgresql)) => postgres::error_response(
             REJECTED,
             &format!("mantled refused this connection: {text}"),
@@ -27,8 +28,16 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         ),
         Some(Spoken::Known(Protocol::Http)) => http::refusal(text),
         Some(Spoken::Known(Protocol::Redis)) => redis::refusal(text),
-        Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
+        Some(Spoken::Tls) => alert(failure.cause),
         _ => return,
     };
     agent.dismiss(&words).await;
+}
+
+fn alert(cause: Cause) -> Vec<u8> {
+    let description = match cause {
+        Cause::TlsVersion => tls::PROTOCOL_VERSION,
+        _ => tls::ACCESS_DENIED,
+    };
+    tls::fatal_alert(description).to_vec()
 }

@@ -5,11 +5,14 @@ mod native;
 mod postgres;
 mod starttls;
 
+use std::time::Duration;
+
 use mantled_record::Path;
 
 use super::{
     Context,
     agent::Agent,
+    checks::Before,
     detect::{Dialling, dial_failure},
     filter::Filter,
     ledger::Session,
@@ -75,7 +78,7 @@ impl Upgrade<'_> {
                 let dialled = self.dialled(dialling).await?;
                 return self.expose(dialled).map(Way::plain);
             }
-            (_, Spoken::Tls) => return self.native(dialling).await,
+            (_, Spoken::Tls) => return self.native(dialling, Before::Nothing).await,
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
             }
@@ -158,15 +161,20 @@ impl Upgrade<'_> {
         Ok(Upstream::Exposed(dialled.expose(permit)))
     }
 
-    /// The TLS handshake, and what it shows, for whichever way led to it.
-    async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
-        self.note_port(&dialled);
+    /// How long a handshake may take. Observing must not delay much.
+    fn handshake_patience(&self) -> Duration {
         let patience = self.context.config.limits().handshake;
-        let patience = if self.plan.may_fall_back() {
+        if self.plan.may_fall_back() {
             patience.min(without_tls::PATIENCE)
         } else {
             patience
-        };
+        }
+    }
+
+    /// The TLS handshake, and what it shows, for whichever way led to it.
+    async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        self.note_port(&dialled);
+        let patience = self.handshake_patience();
         let connector = self.context.connectors.of_route(self.plan.route);
         let verified = dialled
             .verify(&connector, &self.plan.name, alpn, patience)

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How to reach a server: as the agent would have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dial {
     /// Where to.
     pub address: SocketAddr,
@@ -152,6 +152,19 @@ impl Dialled {
         })??;
         let facts = connector.facts(&stream, name);
         Ok(Verified { stream, facts })
+    }
+
+    /// Makes a handshake to see what the server proves, and closes.
+    ///
+    /// # Errors
+    /// See [`Connector::check`].
+    pub async fn check(
+        self,
+        connector: &Connector,
+        name: &ServerName<'static>,
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<TlsFacts, Failure> {
+        connector.check(self.0, name, alpn).await
     }
 
     /// Leaves it in clear text, which needs a permit.

@@ -19,6 +19,7 @@ use super::{Upgrade, Way};
 use crate::{
     error::{Cause, Failure},
     proxy::{
+        checks::Before,
         detect::Dialling,
         filter::Filter,
         upstream::{Dialled, Upstream},
@@ -48,12 +49,7 @@ impl Upgrade<'_> {
         let mut dialled = self.dialled(dialling).await?;
         let answer = timeout(patience, ask(&mut dialled))
             .await
-            .unwrap_or_else(|_| {
-                Err(Failure::new(
-                    Cause::UpgradeTimeout,
-                    "the server did not answer SSLRequest in time",
-                ))
-            })?;
+            .unwrap_or_else(|_| Err(no_answer()))?;
         match (wants, answer) {
             (Wants::Startup(startup), SslAnswer::Willing) => {
                 let from_server = match startup {
@@ -71,7 +67,8 @@ impl Upgrade<'_> {
             (Wants::Tls, SslAnswer::Willing) => {
                 self.agent.consume(SSL_REQUEST.len());
                 self.tell(b"S").await?;
-                self.native(Dialling::Ready(dialled)).await
+                self.native(Dialling::Ready(dialled), Before::SslRequest)
+                    .await
             }
             (wants, SslAnswer::Unwilling) => {
                 let declined = Failure::new(
@@ -151,6 +148,24 @@ impl Upgrade<'_> {
             .say(words)
             .await
             .map_err(|error| Failure::new(Cause::AgentClosed, format!("the agent closed: {error}")))
+    }
+}
+
+pub(super) fn no_answer() -> Failure {
+    Failure::new(
+        Cause::UpgradeTimeout,
+        "the server did not answer SSLRequest in time",
+    )
+}
+
+/// Asks the server for TLS, which it must have.
+pub(super) async fn must_be_willing(dialled: &mut Dialled) -> Result<(), Failure> {
+    match ask(dialled).await? {
+        SslAnswer::Willing => Ok(()),
+        SslAnswer::Unwilling | SslAnswer::Error(_) => Err(Failure::new(
+            Cause::UpgradeDeclined,
+            "the server had TLS on one connection and has none on the next",
+        )),
     }
 }
 
