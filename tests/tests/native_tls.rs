@@ -1,5 +1,4 @@
-//! Agents that speak TLS themselves: what passes, to whom, and what mantled can say of it; and
-//! those whose TLS is ended by the host's own authority.
+//! Agents that speak TLS themselves: what passes, to whom, and what mantled can say of it.
 
 use std::{
     fs,

@@ -160,6 +160,7 @@ const LAB: &[Package] = &[
     program("haproxy", "haproxy"),
     program("stunnel4", "stunnel4"),
     program("openssl", "openssl"),
+    program("ca-certificates", "update-ca-certificates"),
     program("curl", "curl"),
     file("python3-venv", PYTHON),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),

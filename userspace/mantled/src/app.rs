@@ -199,6 +199,7 @@ impl App {
             netns,
             ledger,
             without_tls: WithoutTls::default(),
+            distrusting: WithoutTls::default(),
             checks: Checks::default(),
         });
         let mut app = Self {
@@ -411,6 +412,7 @@ async fn log_events(mut events: Events) {
 async fn follow_trust(context: Arc<Context>) {
     let replaced = || {
         context.without_tls.forget();
+        context.distrusting.forget();
         context.checks.forget();
     };
     context.connectors.follow(&context.config, replaced).await;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 usage or invalid configuration, 3 refused by policy, 4 missing
 //! kernel feature or privilege.
 
+mod ca;
 mod check;
 mod detach;
 mod doctor;
@@ -37,6 +38,8 @@ enum Command {
     Exec(exec::Arguments),
     /// Check a configuration file; every error at once.
     Check(check::Arguments),
+    /// The authority of this host, for routes with `tls = "terminate"`.
+    Ca(ca::Arguments),
     /// Check what this host offers: kernel, cgroups, privileges.
     Doctor(doctor::Arguments),
     /// Detach every program and remove every pin, also of a dead daemon.
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Run(command) => run::run(&command, arguments.verbose),
         Command::Exec(command) => exec::run(command, arguments.verbose),
         Command::Check(command) => check::run(&command),
+        Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),
         Command::Guard(command) => guard::run(&command),

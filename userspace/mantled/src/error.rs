@@ -45,6 +45,8 @@ pub enum Cause {
     TlsVersion,
     /// The agent encrypts by itself, which nothing allows here.
     NativeTls,
+    /// The agent does not trust the host's authority, by which its TLS was to end here.
+    AgentDistrustsCa,
     /// A stream that began as TLS went on as something else, or was none where TLS was due.
     NotTls,
     /// What the agent sent is not the protocol that it began with.
@@ -87,6 +89,7 @@ impl Cause {
             Self::ChannelBinding => "channel_binding",
             Self::TlsVersion => "tls_version",
             Self::NativeTls => "native_tls",
+            Self::AgentDistrustsCa => "agent_distrusts_ca",
             Self::NotTls => "not_tls",
             Self::AgentProtocol => "agent_protocol",
             Self::Protocol => "protocol",

@@ -10,6 +10,7 @@
 )]
 
 pub mod agent;
+pub mod agent_stream;
 pub mod checks;
 pub mod detect;
 pub mod filter;
@@ -61,6 +62,8 @@ pub struct Context {
     pub ledger: Ledger,
     /// Servers that had no TLS a moment ago.
     pub without_tls: WithoutTls,
+    /// Servers whose agents did not trust the host's authority a moment ago, for observe mode.
+    pub distrusting: WithoutTls,
     /// Servers of agents with TLS of their own.
     pub checks: Checks,
 }

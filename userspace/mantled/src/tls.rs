@@ -13,13 +13,14 @@ use rustls::{
     CertificateError, ClientConfig, Error as TlsError, HandshakeKind, ProtocolVersion,
     RootCertStore, SupportedProtocolVersion,
     client::{Resumption, danger::ServerCertVerifier as _},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime},
     version::{TLS12, TLS13},
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    ca::{self, Authority},
     config::{Config, MinVersion, Trust},
     error::{Cause, Failure},
 };
@@ -56,6 +57,21 @@ impl Alpn {
     }
 }
 
+/// What is offered to a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// What belongs to the protocol that the agent speaks.
+    One(Alpn),
+    /// What the agent itself has offered.
+    Agents(Vec<Vec<u8>>),
+}
+
+impl From<Alpn> for Offer {
+    fn from(alpn: Alpn) -> Self {
+        Self::One(alpn)
+    }
+}
+
 /// Connects with one trust. Configurations and resumable sessions of different trusts never mix:
 /// a session that another trust accepted proves nothing.
 #[derive(Clone)]
@@ -76,6 +92,8 @@ impl std::fmt::Debug for Connector {
 pub struct Connectors {
     default: Connector,
     routes: Vec<Option<Connector>>,
+    /// Where a route ends the TLS of agents.
+    authority: Option<Authority>,
     /// What they were built from.
     material: Material,
 }
@@ -87,7 +105,7 @@ impl Connectors {
     /// # Errors
     /// No system roots, or certificates that cannot be used, in a sentence.
     pub fn new(config: &Config) -> Result<Self, String> {
-        Self::build(Material::new(config))
+        Self::build(Material::new(config)?)
     }
 
     fn build(material: Material) -> Result<Self, String> {
@@ -100,8 +118,19 @@ impl Connectors {
         Ok(Self {
             default: connector(&material.default)?,
             routes,
+            authority: material
+                .terminates
+                .then_some(material.authority.as_ref())
+                .flatten()
+                .map(Authority::new)
+                .transpose()?,
             material,
         })
+    }
+
+    /// The authority of this host, where a route needs it.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
     }
 
     /// The connector of a route, by its index in the configuration.
@@ -124,6 +153,11 @@ impl Connector {
             roots
                 .add(certificate.clone())
                 .map_err(|error| format!("a root certificate: {error}"))?;
+        }
+        // What the host's programs trust for their connections to the proxy proves no server.
+        if let Some(own) = material.authority.as_ref().and_then(ca::Files::certificate) {
+            let own = rustls_anchor(own);
+            roots.roots.retain(|anchor| Some(anchor) != own.as_ref());
         }
         if roots.is_empty() {
             return Err(
@@ -167,27 +201,36 @@ impl Connector {
         &self,
         stream: TcpStream,
         name: &ServerName<'static>,
-        alpn: Alpn,
+        offer: Offer,
     ) -> Result<TlsStream<TcpStream>, Failure> {
-        let [none, http1, http2, postgresql] = &self.configs;
-        let config = match alpn {
-            Alpn::None => none,
-            Alpn::Http1 => http1,
-            Alpn::Http2 => http2,
-            Alpn::Postgresql => postgresql,
-        };
-        let stream = TlsConnector::from(Arc::clone(config))
+        let must_be_http2 = offer == Offer::One(Alpn::Http2);
+        let stream = TlsConnector::from(self.config(offer))
             .connect(name.clone(), stream)
             .await
             .map_err(|error| handshake_failure(&error, name))?;
         self.judge_resumed(&stream, name)?;
-        if alpn == Alpn::Http2 && stream.get_ref().1.alpn_protocol() != alpn.identifier() {
+        if must_be_http2 && stream.get_ref().1.alpn_protocol() != Alpn::Http2.identifier() {
             return Err(Failure::new(
                 Cause::TlsFailed,
                 "the agent speaks HTTP/2, which the server does not offer over TLS (ALPN h2)",
             ));
         }
         Ok(stream)
+    }
+
+    fn config(&self, offer: Offer) -> Arc<ClientConfig> {
+        let [none, http1, http2, postgresql] = &self.configs;
+        Arc::clone(match offer {
+            Offer::One(Alpn::None) => none,
+            Offer::One(Alpn::Http1) => http1,
+            Offer::One(Alpn::Http2) => http2,
+            Offer::One(Alpn::Postgresql) => postgresql,
+            Offer::Agents(alpn) => {
+                let mut config = ClientConfig::clone(none);
+                config.alpn_protocols = alpn;
+                return Arc::new(config);
+            }
+        })
     }
 
     /// Makes a handshake for its proof alone, with nothing resumed, and says goodbye.
@@ -379,7 +422,15 @@ pub fn show_name(name: &ServerName<'_>) -> String {
     name.to_str().into_owned()
 }
 
-fn certificate(der: &CertificateDer<'_>) -> Option<Certificate> {
+/// A certificate as a root.
+fn rustls_anchor(certificate: &CertificateDer<'_>) -> Option<TrustAnchor<'static>> {
+    webpki::anchor_from_trusted_cert(certificate)
+        .ok()
+        .map(|anchor| anchor.to_owned())
+}
+
+/// What a certificate says; None where it is none.
+pub fn certificate(der: &CertificateDer<'_>) -> Option<Certificate> {
     let (_, parsed) = x509_parser::parse_x509_certificate(der).ok()?;
     let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);

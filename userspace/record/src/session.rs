@@ -121,6 +121,12 @@ pub struct TlsFacts {
         skip_serializing_if = "Option::is_none"
     )]
     pub server_checked: Option<String>,
+    /// The agent's own TLS was ended by the proxy, with a certificate of the host's authority.
+    #[serde(
+        rename = "mantled.tls.terminated",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub terminated: Option<bool>,
     /// The server's certificate, where the proxy saw it.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,

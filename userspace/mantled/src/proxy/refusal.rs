@@ -17,6 +17,10 @@ pub async fn tell(agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
     if failure.cause == Cause::DialFailed {
         return;
     }
+    // It was the agent that refused.
+    if failure.cause == Cause::AgentDistrustsCa {
+        return;
+    }
     let text = &failure.text;
     let words = match spoken {
         Some(_) if agent.expects_tls => alert(failure.cause),

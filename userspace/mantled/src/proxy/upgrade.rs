@@ -4,10 +4,12 @@ mod implicit;
 mod native;
 mod postgres;
 mod starttls;
+mod terminate;
 
 use std::time::Duration;
 
-use mantled_record::Path;
+use mantled_record::{Path, TlsFacts};
+use rustls::pki_types::ServerName;
 
 use super::{
     Context,
@@ -19,13 +21,13 @@ use super::{
     plan::Plan,
     spoken::Spoken,
     unreachable,
-    upstream::{Dial, Dialled, Upstream},
+    upstream::{Dial, Dialled, Upstream, Verified},
     without_tls,
 };
 use crate::{
     config::{Protocol, TlsMode},
     error::{Cause, Failure},
-    tls::Alpn,
+    tls::{Alpn, Offer},
 };
 
 /// Where the agent's bytes go, and what looks at them on the way.
@@ -78,6 +80,9 @@ impl Upgrade<'_> {
                 let dialled = self.dialled(dialling).await?;
                 return self.expose(dialled).map(Way::plain);
             }
+            (TlsMode::Terminate, Spoken::Tls) => {
+                return self.terminate(dialling, Before::Nothing).await;
+            }
             (_, Spoken::Tls) => return self.native(dialling, Before::Nothing).await,
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
@@ -92,7 +97,12 @@ impl Upgrade<'_> {
             }
         };
         match result {
-            Err(failure) if self.plan.may_fall_back() && is_about_the_server(failure.cause) => {
+            Err(failure)
+                if self.plan.may_fall_back()
+                    // In the middle of its own handshake, clear text is not what it expects.
+                    && !self.agent.expects_tls
+                    && is_about_the_server(failure.cause) =>
+            {
                 self.context
                     .without_tls
                     .remember(self.plan.destination, &failure);
@@ -173,15 +183,31 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
+        let verified = self
+            .handshake(dialled, &self.plan.name, alpn.into())
+            .await?;
+        self.session.goes(Path::Verified);
+        Ok(Upstream::Verified(Box::new(verified)))
+    }
+
+    async fn handshake(
+        &mut self,
+        dialled: Dialled,
+        name: &ServerName<'static>,
+        offer: Offer,
+    ) -> Result<Verified, Failure> {
         self.note_port(&dialled);
         let patience = self.handshake_patience();
         let connector = self.context.connectors.of_route(self.plan.route);
-        let verified = dialled
-            .verify(&connector, &self.plan.name, alpn, patience)
-            .await?;
-        self.session.record.tls = verified.facts().clone();
-        self.session.goes(Path::Verified);
-        Ok(Upstream::Verified(Box::new(verified)))
+        let verified = dialled.verify(&connector, name, offer, patience).await?;
+        let agents = std::mem::take(&mut self.session.record.tls);
+        self.session.record.tls = TlsFacts {
+            client_server_name: agents.client_server_name,
+            client_versions: agents.client_versions,
+            client_alpn: agents.client_alpn,
+            ..verified.facts().clone()
+        };
+        Ok(verified)
     }
 }
 

@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 use super::plan::ClearTextPermit;
 use crate::{
     error::{Cause, Failure},
-    tls::{Alpn, Connector},
+    tls::{Connector, Offer},
 };
 
 /// How to reach a server: as the agent would have.
@@ -137,10 +137,10 @@ impl Dialled {
         self,
         connector: &Connector,
         name: &ServerName<'static>,
-        alpn: Alpn,
+        offer: impl Into<Offer>,
         patience: Duration,
     ) -> Result<Verified, Failure> {
-        let handshake = connector.connect(self.0, name, alpn);
+        let handshake = connector.connect(self.0, name, offer.into());
         let stream = timeout(patience, handshake).await.map_err(|_| {
             Failure::new(
                 Cause::UpgradeTimeout,
@@ -208,6 +208,11 @@ impl Verified {
     /// What the handshake has shown.
     pub fn facts(&self) -> &TlsFacts {
         &self.facts
+    }
+
+    /// The application protocol that the server chose.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.stream.get_ref().1.alpn_protocol()
     }
 
     /// The stream.

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::{Upgrade, Way};
 use crate::{
+    config::TlsMode,
     error::{Cause, Failure},
     proxy::{
         checks::Before,
@@ -67,6 +68,12 @@ impl Upgrade<'_> {
             (Wants::Tls, SslAnswer::Willing) => {
                 self.agent.consume(SSL_REQUEST.len());
                 self.tell(b"S").await?;
+                if self.plan.tls == TlsMode::Terminate {
+                    let way = self
+                        .terminate(Dialling::Ready(dialled), Before::SslRequest)
+                        .await?;
+                    return Ok(without_binding(way));
+                }
                 self.native(Dialling::Ready(dialled), Before::SslRequest)
                     .await
             }
@@ -120,7 +127,9 @@ impl Upgrade<'_> {
                 Err(error) => return Err(Failure::new(Cause::AgentProtocol, error.to_string())),
             };
             match &startup {
-                Startup::SslRequest if self.plan.native => return Ok(Wants::Tls),
+                Startup::SslRequest if self.plan.native || self.plan.tls == TlsMode::Terminate => {
+                    return Ok(Wants::Tls);
+                }
                 Startup::SslRequest | Startup::GssEncRequest if questions > 0 => {
                     questions -= 1;
                     self.agent.consume(length);
@@ -148,6 +157,17 @@ impl Upgrade<'_> {
             .say(words)
             .await
             .map_err(|error| Failure::new(Cause::AgentClosed, format!("the agent closed: {error}")))
+    }
+}
+
+/// The agent's TLS is not the server's, so authentication must not be bound to it.
+fn without_binding(way: Way) -> Way {
+    match way.upstream {
+        Upstream::Verified(_) => Way {
+            from_server: Filter::Rewrite(Box::new(AuthenticationFilter::default())),
+            ..way
+        },
+        _ => way,
     }
 }
 
