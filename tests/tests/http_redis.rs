@@ -358,6 +358,7 @@ fn an_agents_own_tls_is_seen_and_passes_only_where_it_may() -> Result<()> {
                 assert_eq!(record["mantled.path"], "native");
                 assert_eq!(record["tls.protocol.version"], version);
                 assert!(record["tls.cipher"].is_string());
+                assert_eq!(record["mantled.tls.server_checked"], "www.site.example");
             } else {
                 assert_eq!(record["error.type"], "native_tls");
                 assert_eq!(record["mantled.verdict"], "refused");

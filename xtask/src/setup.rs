@@ -163,6 +163,7 @@ const LAB: &[Package] = &[
     program("haproxy", "haproxy"),
     program("stunnel4", "stunnel4"),
     program("openssl", "openssl"),
+    program("ca-certificates", "update-ca-certificates"),
     program("curl", "curl"),
     program("dnsmasq-base", "dnsmasq"),
     program("bind9-dnsutils", "dig"),

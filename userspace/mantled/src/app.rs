@@ -27,6 +27,7 @@ use crate::{
     names::Names,
     proxy::{
         self, Context,
+        checks::Checks,
         data_channels::DataChannels,
         ledger::{Ledger, Owed},
         syslog::Kept,
@@ -208,6 +209,8 @@ impl App {
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),
             syslog: Kept::default(),
+            distrusting: WithoutTls::default(),
+            checks: Checks::default(),
         });
         let mut app = Self {
             interceptor,
@@ -420,7 +423,11 @@ async fn log_events(mut events: Events) {
 
 /// Keeps the connectors up to date with their files.
 async fn follow_trust(context: Arc<Context>) {
-    let replaced = || context.without_tls.forget();
+    let replaced = || {
+        context.without_tls.forget();
+        context.distrusting.forget();
+        context.checks.forget();
+    };
     context.connectors.follow(&context.config, replaced).await;
 }
 

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 usage or invalid configuration, 3 refused by policy, 4 missing
 //! kernel feature or privilege.
 
+mod ca;
 mod check;
 mod detach;
 mod doctor;
@@ -41,6 +42,8 @@ enum Command {
     Survey(survey::Arguments),
     /// Check a configuration file; every error at once.
     Check(check::Arguments),
+    /// The authority of this host, for routes with `tls = "terminate"`.
+    Ca(ca::Arguments),
     /// Check what this host offers: kernel, cgroups, privileges.
     Doctor(doctor::Arguments),
     /// Detach every program and remove every pin, also of a dead daemon.
@@ -107,6 +110,7 @@ pub fn main() -> ExitCode {
         Command::Exec(command) => exec::run(command, arguments.verbose),
         Command::Survey(command) => survey::run(&command),
         Command::Check(command) => check::run(&command),
+        Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),
         Command::Guard(command) => guard::run(&command),

@@ -43,8 +43,12 @@ pub enum Cause {
     UpgradeTimeout,
     /// It offers only authentication that is bound to a channel which the agent does not have.
     ChannelBinding,
+    /// The agent, or the server that it talks to, has only versions of TLS that are too old.
+    TlsVersion,
     /// The agent encrypts by itself, which nothing allows here.
     NativeTls,
+    /// The agent does not trust the host's authority, by which its TLS was to end here.
+    AgentDistrustsCa,
     /// A stream that began as TLS went on as something else, or was none where TLS was due.
     NotTls,
     /// What the agent sent is not the protocol that it began with.
@@ -86,7 +90,9 @@ impl Cause {
             Self::UpgradeProtocol => "upgrade_protocol",
             Self::UpgradeTimeout => "upgrade_timeout",
             Self::ChannelBinding => "channel_binding",
+            Self::TlsVersion => "tls_version",
             Self::NativeTls => "native_tls",
+            Self::AgentDistrustsCa => "agent_distrusts_ca",
             Self::NotTls => "not_tls",
             Self::AgentProtocol => "agent_protocol",
             Self::Protocol => "protocol",
@@ -111,7 +117,7 @@ impl Cause {
 }
 
 /// A cause, and what happened in a sentence. The sentence is shown to the agent and recorded, so
-/// it holds nothing that the agent sent.
+/// it holds nothing that the agent sent but the name of a server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Failure {

@@ -24,8 +24,11 @@
 //!    being dialled.
 //! 7. [`proxy::upgrade`] makes an [`proxy::upstream::Upstream`]. Its variants are the only types
 //!    that agent bytes can be written to: `Verified` comes out of a TLS handshake that verified
-//!    the name, `Syslog` is that again and again while a server comes and goes, `Exposed` needs a permit that only observe mode or an `exempt` route gives,
-//!    `Native` is the agent's own TLS and checks its framing to the last byte.
+//!    the name, `Syslog` is that again and again while a server comes and goes, `Exposed` needs a
+//!    permit that only observe mode or an `exempt` route gives, `Native` is the agent's own TLS and
+//!    checks its framing to the last byte. Its server is verified by a handshake of the proxy's own
+//!    ([`proxy::checks`]); where a route says so, the agent's TLS ends here instead, by the host's
+//!    authority ([`ca`]), and its server is `Verified`.
 //! 8. [`proxy::relay`] moves bytes in both directions.
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
@@ -33,7 +36,8 @@
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
 //! [`enrollment`] enrols groups and follows units; [`app`] builds and joins the parts, binds
-//! everything, then runs; [`survey`] looks before anything is touched; [`cli`] is the command line.
+//! everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
+//! anything is touched; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its
@@ -41,6 +45,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod enrollment;

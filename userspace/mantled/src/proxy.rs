@@ -10,6 +10,8 @@
 )]
 
 pub mod agent;
+pub mod agent_stream;
+pub mod checks;
 pub mod data_channels;
 pub mod detect;
 pub mod filter;
@@ -38,6 +40,7 @@ use tokio::{
 };
 
 use crate::{config::Config, names::Names, tls::LiveConnectors};
+use checks::Checks;
 use data_channels::DataChannels;
 use ledger::Ledger;
 use without_tls::WithoutTls;
@@ -71,6 +74,10 @@ pub struct Context {
     pub data_channels: DataChannels,
     /// What syslog's sessions keep.
     pub syslog: syslog::Kept,
+    /// Servers whose agents did not trust the host's authority a moment ago, for observe mode.
+    pub distrusting: WithoutTls,
+    /// Servers of agents with TLS of their own.
+    pub checks: Checks,
 }
 
 /// Accepts until `stop` turns true, then gives the sessions `[limits] drain` to end; those that

@@ -4,6 +4,7 @@ mod live;
 mod material;
 mod sessions;
 mod verifier;
+mod witness;
 
 use std::{io, sync::Arc};
 
@@ -12,13 +13,14 @@ use rustls::{
     CertificateError, ClientConfig, Error as TlsError, HandshakeKind, ProtocolVersion,
     RootCertStore, SupportedProtocolVersion,
     client::{Resumption, danger::ServerCertVerifier as _},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime},
     version::{TLS12, TLS13},
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    ca::{self, Authority},
     config::{Config, MinVersion, Trust},
     error::{Cause, Failure},
     proxy::transport::Transport,
@@ -26,6 +28,7 @@ use crate::{
 use material::Material;
 use sessions::Sessions;
 use verifier::{NotPinned, Verifier, proves};
+use witness::Witness;
 
 pub use live::LiveConnectors;
 
@@ -42,15 +45,6 @@ pub enum Alpn {
     Postgresql,
     /// `tds/8.0`.
     Tds8,
-}
-
-/// How the handshake is carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handshake {
-    /// By TCP itself.
-    Bare(Alpn),
-    /// Inside the packets of TDS 7.x, which has TLS 1.2 at most (MS-TDS §2.2.6.5).
-    InTdsPackets,
 }
 
 impl Alpn {
@@ -73,6 +67,24 @@ impl Alpn {
     }
 }
 
+/// What is offered to a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// What belongs to the protocol that the agent speaks.
+    One(Alpn),
+    /// What the agent itself has offered.
+    Agents(Vec<Vec<u8>>),
+    /// Nothing, and the handshake goes inside the packets of TDS 7.x, which has TLS 1.2 at most
+    /// (MS-TDS §2.2.6.5).
+    InTdsPackets,
+}
+
+impl From<Alpn> for Offer {
+    fn from(alpn: Alpn) -> Self {
+        Self::One(alpn)
+    }
+}
+
 /// Connects with one trust. Configurations and resumable sessions of different trusts never mix:
 /// a session that another trust accepted proves nothing.
 #[derive(Clone)]
@@ -82,7 +94,7 @@ pub struct Connector {
     /// The same trust with TLS 1.2 alone, where that may be.
     tls12: Option<Arc<ClientConfig>>,
     verifier: Arc<Verifier>,
-    /// For [`Handshake::InTdsPackets`]; None where TLS 1.2 is not enough.
+    /// For [`Offer::InTdsPackets`]; None where TLS 1.2 is not enough.
     in_packets: Option<Arc<ClientConfig>>,
 }
 
@@ -97,6 +109,8 @@ impl std::fmt::Debug for Connector {
 pub struct Connectors {
     default: Connector,
     routes: Vec<Option<Connector>>,
+    /// Where a route ends the TLS of agents.
+    authority: Option<Authority>,
     /// What they were built from.
     material: Material,
 }
@@ -108,7 +122,7 @@ impl Connectors {
     /// # Errors
     /// No system roots, or certificates that cannot be used, in a sentence.
     pub fn new(config: &Config) -> Result<Self, String> {
-        Self::build(Material::new(config))
+        Self::build(Material::new(config)?)
     }
 
     fn build(material: Material) -> Result<Self, String> {
@@ -121,8 +135,19 @@ impl Connectors {
         Ok(Self {
             default: connector(&material.default)?,
             routes,
+            authority: material
+                .terminates
+                .then_some(material.authority.as_ref())
+                .flatten()
+                .map(Authority::new)
+                .transpose()?,
             material,
         })
+    }
+
+    /// The authority of this host, where a route needs it.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
     }
 
     /// The connector of a route, by its index in the configuration.
@@ -145,6 +170,11 @@ impl Connector {
             roots
                 .add(certificate.clone())
                 .map_err(|error| format!("a root certificate: {error}"))?;
+        }
+        // What the host's programs trust for their connections to the proxy proves no server.
+        if let Some(own) = material.authority.as_ref().and_then(ca::Files::certificate) {
+            let own = rustls_anchor(own);
+            roots.roots.retain(|anchor| Some(anchor) != own.as_ref());
         }
         if roots.is_empty() {
             return Err(
@@ -232,16 +262,18 @@ impl Connector {
         &self,
         stream: TcpStream,
         name: &ServerName<'static>,
-        handshake: Handshake,
+        offer: Offer,
     ) -> Result<TlsStream<Transport>, Failure> {
-        let stream = match handshake {
-            Handshake::Bare(alpn) => self.bare(stream, name, alpn).await,
-            Handshake::InTdsPackets => self.in_packets(stream, name).await?,
-        }
-        .map_err(|error| handshake_failure(&error, name))?;
+        let must_be_http2 = offer == Offer::One(Alpn::Http2);
+        let transport = match offer {
+            Offer::InTdsPackets => Transport::in_packets(stream),
+            _ => Transport::bare(stream),
+        };
+        let stream = handshake(self.config(offer)?, transport, name)
+            .await
+            .map_err(|error| handshake_failure(&error, name))?;
         self.judge_resumed(&stream, name)?;
-        let wants_h2 = handshake == Handshake::Bare(Alpn::Http2);
-        if wants_h2 && stream.get_ref().1.alpn_protocol() != Alpn::Http2.identifier() {
+        if must_be_http2 && stream.get_ref().1.alpn_protocol() != Alpn::Http2.identifier() {
             return Err(Failure::new(
                 Cause::TlsFailed,
                 "the agent speaks HTTP/2, which the server does not offer over TLS (ALPN h2)",
@@ -260,8 +292,8 @@ impl Connector {
         stream: TcpStream,
         name: &ServerName<'static>,
     ) -> Result<TlsStream<Transport>, Failure> {
-        let stream = self
-            .bare(stream, name, Alpn::None)
+        let config = self.config(Offer::One(Alpn::None))?;
+        let stream = handshake(config, Transport::bare(stream), name)
             .await
             .map_err(|error| match tls_error(&error) {
                 Some(_) => handshake_failure(&error, name),
@@ -277,44 +309,68 @@ impl Connector {
         Ok(stream)
     }
 
-    async fn bare(
-        &self,
-        stream: TcpStream,
-        name: &ServerName<'static>,
-        alpn: Alpn,
-    ) -> io::Result<TlsStream<Transport>> {
+    fn config(&self, offer: Offer) -> Result<Arc<ClientConfig>, Failure> {
         let [none, http1, http2, postgresql, tds8] = &self.configs;
-        let config = match alpn {
-            Alpn::None => none,
-            Alpn::Http1 => http1,
-            Alpn::Http2 => http2,
-            Alpn::Postgresql => postgresql,
-            Alpn::Tds8 => tds8,
+        let config = match offer {
+            Offer::One(Alpn::None) => none,
+            Offer::One(Alpn::Http1) => http1,
+            Offer::One(Alpn::Http2) => http2,
+            Offer::One(Alpn::Postgresql) => postgresql,
+            Offer::One(Alpn::Tds8) => tds8,
+            Offer::Agents(alpn) => {
+                let mut config = ClientConfig::clone(none);
+                config.alpn_protocols = alpn;
+                return Ok(Arc::new(config));
+            }
+            Offer::InTdsPackets => self.in_packets.as_ref().ok_or_else(|| {
+                Failure::new(
+                    Cause::TlsFailed,
+                    "TDS 7.x has TLS 1.2 at most, and min_version is 1.3; where the server speaks \
+                     TDS 8, a route with tls = \"implicit\" leads to it",
+                )
+            })?,
         };
-        TlsConnector::from(Arc::clone(config))
-            .connect(name.clone(), Transport::bare(stream))
-            .await
+        Ok(Arc::clone(config))
     }
 
-    async fn in_packets(
+    /// Makes a handshake for its proof alone, with nothing resumed, and says goodbye.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn check(
         &self,
         stream: TcpStream,
         name: &ServerName<'static>,
-    ) -> Result<io::Result<TlsStream<Transport>>, Failure> {
-        let config = self.in_packets.as_ref().ok_or_else(|| {
-            Failure::new(
-                Cause::TlsFailed,
-                "TDS 7.x has TLS 1.2 at most, and min_version is 1.3; where the server speaks TDS \
-                 8, a route with tls = \"implicit\" leads to it",
-            )
-        })?;
-        let connected = TlsConnector::from(Arc::clone(config))
-            .connect(name.clone(), Transport::in_packets(stream))
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<TlsFacts, Failure> {
+        let [config, ..] = &self.configs;
+        let witness = Arc::new(Witness::new(Arc::clone(&self.verifier)));
+        let mut config = ClientConfig::clone(config);
+        config.alpn_protocols = alpn;
+        config.resumption = Resumption::disabled();
+        // It asks this connector's verifier.
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::clone(&witness) as _);
+        let made = TlsConnector::from(Arc::new(config))
+            .connect(name.clone(), stream)
             .await;
-        Ok(connected.and_then(|mut stream| {
-            stream.get_mut().0.leave_packets()?;
-            Ok(stream)
-        }))
+        let chain = match (made, witness.proven()) {
+            (Ok(mut stream), Some(chain)) => {
+                // Whatever becomes of the goodbye, the proof stands.
+                let _ = stream.shutdown().await;
+                chain
+            }
+            (Err(_), Some(chain)) => chain,
+            (Err(error), None) => return Err(handshake_failure(&error, name)),
+            (Ok(_), None) => {
+                return Err(Failure::new(
+                    Cause::Internal,
+                    "a handshake ended without a certificate",
+                ));
+            }
+        };
+        Ok(self.proof(&chain, name))
     }
 
     /// The handshake of a resumed session shows no certificate. The one that was shown when it
@@ -384,6 +440,18 @@ impl Connector {
             ..TlsFacts::default()
         }
     }
+}
+
+async fn handshake(
+    config: Arc<ClientConfig>,
+    transport: Transport,
+    name: &ServerName<'static>,
+) -> io::Result<TlsStream<Transport>> {
+    let mut stream = TlsConnector::from(config)
+        .connect(name.clone(), transport)
+        .await?;
+    stream.get_mut().0.leave_packets()?;
+    Ok(stream)
 }
 
 /// What TLS itself says of a handshake's error; None where the connection has failed.
@@ -468,7 +536,15 @@ pub fn show_name(name: &ServerName<'_>) -> String {
     name.to_str().into_owned()
 }
 
-fn certificate(der: &CertificateDer<'_>) -> Option<Certificate> {
+/// A certificate as a root.
+fn rustls_anchor(certificate: &CertificateDer<'_>) -> Option<TrustAnchor<'static>> {
+    webpki::anchor_from_trusted_cert(certificate)
+        .ok()
+        .map(|anchor| anchor.to_owned())
+}
+
+/// What a certificate says; None where it is none.
+pub fn certificate(der: &CertificateDer<'_>) -> Option<Certificate> {
     let (_, parsed) = x509_parser::parse_x509_certificate(der).ok()?;
     let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);

@@ -116,6 +116,19 @@ pub struct TlsFacts {
     /// this pin of the server's own key has proven it.
     #[serde(rename = "mantled.tls.pin", skip_serializing_if = "Option::is_none")]
     pub pin: Option<String>,
+    /// The name that the server of an agent with TLS of its own has proven, not to that agent but
+    /// in a handshake of the proxy's own, now or a few minutes before.
+    #[serde(
+        rename = "mantled.tls.server_checked",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub server_checked: Option<String>,
+    /// The agent's own TLS was ended by the proxy, with a certificate of the host's authority.
+    #[serde(
+        rename = "mantled.tls.terminated",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub terminated: Option<bool>,
     /// The server's certificate, where the proxy saw it.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,

@@ -8,7 +8,7 @@ mod cipher_suite;
 mod hello;
 mod record;
 
-pub use alert::{ACCESS_DENIED, Alert, alert_name, fatal_alert};
+pub use alert::{ACCESS_DENIED, Alert, PROTOCOL_VERSION, alert_name, fatal_alert};
 pub use cipher_suite::cipher_suite_name;
 pub use hello::{ClientHello, ServerFirst, ServerHello};
 pub use record::{FramingError, RecordGuard};

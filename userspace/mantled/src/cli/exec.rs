@@ -287,8 +287,12 @@ fn describe(record: &SessionRecord) -> String {
             )
         }
         (_, Some(Path::Native)) => format!(
-            "the agent's own TLS {}, unverified",
-            tls.version.as_deref().unwrap_or("?")
+            "the agent's own TLS {}, {}",
+            tls.version.as_deref().unwrap_or("?"),
+            match &tls.server_checked {
+                Some(name) => format!("to a server that proved {name} when it was asked"),
+                None => "unverified".to_owned(),
+            }
         ),
         (_, Some(Path::Resolver)) => "a resolver".to_owned(),
         (_, None) => "closed without a word".to_owned(),

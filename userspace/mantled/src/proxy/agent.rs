@@ -1,12 +1,17 @@
 //! The agent's side of a session.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
+use rustls::ServerConfig;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
+
+use super::agent_stream::{AgentStream, Rewound};
 
 /// Most bytes that are read from an agent before its protocol and first packet are understood.
 /// A ClientHello is the longest of them.
@@ -20,12 +25,14 @@ const FAREWELL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Agent {
     /// The stream.
-    pub stream: TcpStream,
+    pub stream: AgentStream,
     /// What was read and not carried yet.
     pub head: Vec<u8>,
     /// What it is told should it be refused, where its protocol's dialogue has got so far that
     /// only the way to TLS knows.
     pub parting: Option<Vec<u8>>,
+    /// It has sent a ClientHello: until a handshake comes about it understands alerts alone.
+    pub expects_tls: bool,
     finished: bool,
 }
 
@@ -33,9 +40,10 @@ impl Agent {
     /// Of an accepted connection.
     pub fn new(stream: TcpStream) -> Self {
         Self {
-            stream,
+            stream: AgentStream::Clear(stream),
             head: Vec::new(),
             parting: None,
+            expects_tls: false,
             finished: false,
         }
     }
@@ -65,6 +73,43 @@ impl Agent {
         self.stream.write_all(words).await
     }
 
+    /// Ends the agent's own TLS here: makes the handshake that its `head` begins, in the place of
+    /// the server. What is read and written from then on is what is inside.
+    ///
+    /// # Errors
+    /// The error of the handshake; the agent can be told no more.
+    pub async fn accept_tls(&mut self, config: Arc<ServerConfig>) -> io::Result<()> {
+        let stream = match std::mem::replace(&mut self.stream, AgentStream::Gone) {
+            AgentStream::Clear(stream) => stream,
+            other => {
+                self.stream = other;
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        };
+        // One that is given up in the middle has no owner to reset it.
+        let _ = stream.set_zero_linger();
+        let rewound = Rewound::new(std::mem::take(&mut self.head), stream);
+        let accepted = TlsAcceptor::from(config)
+            .accept(rewound)
+            .into_fallible()
+            .await;
+        let result = match accepted {
+            Ok(stream) => {
+                self.stream = AgentStream::Tls(Box::new(stream));
+                self.expects_tls = false;
+                Ok(())
+            }
+            Err((error, rewound)) => {
+                self.stream = AgentStream::Clear(rewound.into_inner());
+                Err(error)
+            }
+        };
+        if let Some(socket) = self.stream.socket() {
+            let _ = SockRef::from(socket).set_linger(None);
+        }
+        result
+    }
+
     /// Says why it is refused, and closes so that the words arrive: closing a socket with unread
     /// data resets it, which would discard them.
     pub async fn dismiss(mut self, words: &[u8]) {
@@ -88,9 +133,11 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished
+            && let Some(socket) = self.stream.socket()
+        {
             // It can fail only for a socket that is gone already.
-            let _ = self.stream.set_zero_linger();
+            let _ = socket.set_zero_linger();
         }
     }
 }

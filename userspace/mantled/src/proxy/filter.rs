@@ -3,7 +3,7 @@
 use mantled_wire::{
     Next, Progress, Rewrite, RewriteError,
     mysql::Goodbye,
-    tls::{MAX_HANDSHAKE, RecordGuard, ServerFirst},
+    tls::{MAX_HANDSHAKE, ProtocolVersion, RecordGuard, ServerFirst},
 };
 
 use crate::error::{Cause, Failure};
@@ -32,6 +32,8 @@ pub struct ServerRecords {
     head: Vec<u8>,
     /// What the server answered first.
     pub first: Option<ServerFirst>,
+    /// The lowest version that it may choose.
+    minimum: Option<ProtocolVersion>,
 }
 
 impl From<Option<Box<dyn Rewrite>>> for Filter {
@@ -115,6 +117,14 @@ fn refused(error: RewriteError) -> Failure {
 }
 
 impl ServerRecords {
+    /// For a server that must not choose less than `minimum`.
+    pub fn new(minimum: Option<ProtocolVersion>) -> Self {
+        Self {
+            minimum,
+            ..Self::default()
+        }
+    }
+
     fn check(&mut self, chunk: &[u8]) -> Result<(), Failure> {
         self.guard.check(chunk).map_err(|error| {
             Failure::new(
@@ -126,6 +136,7 @@ impl ServerRecords {
             self.head.extend_from_slice(chunk);
             match ServerFirst::parse(&self.head) {
                 Ok(Progress::Done(first)) => {
+                    self.judge(&first)?;
                     self.first = Some(first);
                     self.head = Vec::new();
                 }
@@ -139,5 +150,59 @@ impl ServerRecords {
             }
         }
         Ok(())
+    }
+
+    fn judge(&self, first: &ServerFirst) -> Result<(), Failure> {
+        match (first, self.minimum) {
+            (ServerFirst::Hello(hello), Some(minimum)) if hello.version < minimum => {
+                Err(Failure::new(
+                    Cause::TlsVersion,
+                    format!(
+                        "the server chose TLS {}, and the lowest version is {}",
+                        hello.version.name(),
+                        minimum.name()
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The record of a ServerHello without extensions.
+    fn server_hello(version: u8) -> Vec<u8> {
+        let body = [&[3, version][..], &[9; 32], &[0, 0xc0, 0x2f, 0]].concat();
+        let length = body.len() as u8;
+        [
+            &[0x16, 3, 3, 0, length + 4, 2, 0, 0, length][..],
+            body.as_slice(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_server_that_chooses_too_old_a_version_is_cut() {
+        let lowest = Some(ProtocolVersion(0x0303));
+        for (version, minimum, passes) in [
+            (3, lowest, true),
+            (2, lowest, false),
+            (1, lowest, false),
+            (1, None, true),
+        ] {
+            let mut filter = Filter::ServerRecords(ServerRecords::new(minimum));
+            let hello = server_hello(version);
+            let (first, last) = hello.split_at(20);
+            let mut scratch = Vec::new();
+            assert!(filter.pass(first, &mut scratch).is_ok());
+            let judged = filter.pass(last, &mut scratch);
+            assert_eq!(judged.is_ok(), passes, "version {version}");
+            if let Err(failure) = judged {
+                assert_eq!(failure.cause, Cause::TlsVersion);
+            }
+        }
     }
 }

@@ -20,12 +20,17 @@ pub async fn tell(mut agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
     if failure.cause == Cause::DialFailed {
         return;
     }
+    // It was the agent that refused.
+    if failure.cause == Cause::AgentDistrustsCa {
+        return;
+    }
     let text = &failure.text;
     if let Some(words) = agent.parting.take() {
         agent.dismiss(&words).await;
         return;
     }
     let words = match spoken {
+        Some(_) if agent.expects_tls => alert(failure.cause),
         Some(Spoken::Known(Protocol::Postgresql)) => postgres::error_response(
             REJECTED,
             &format!("mantled refused this connection: {text}"),
@@ -47,8 +52,16 @@ pub async fn tell(mut agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
         Some(Spoken::Known(Protocol::Pop3)) => pop3::refusal(text),
         Some(Spoken::Known(Protocol::Nntp)) => nntp::refusal(text),
         Some(Spoken::Known(Protocol::Managesieve)) => managesieve::refusal(text),
-        Some(Spoken::Tls) => tls::fatal_alert(tls::ACCESS_DENIED).to_vec(),
+        Some(Spoken::Tls) => alert(failure.cause),
         _ => return,
     };
     agent.dismiss(&words).await;
+}
+
+fn alert(cause: Cause) -> Vec<u8> {
+    let description = match cause {
+        Cause::TlsVersion => tls::PROTOCOL_VERSION,
+        _ => tls::ACCESS_DENIED,
+    };
+    tls::fatal_alert(description).to_vec()
 }

@@ -40,7 +40,8 @@ pub struct Carried {
     /// The filter of what the server sent.
     pub from_server: Filter,
     /// The server's stream ended without close_notify when both sides had nothing more to say, as
-    /// many servers do. Should the agent be reading still, it must not take that for an end.
+    /// many servers do, or the agent's did. Should the agent be reading still, it must not take
+    /// that for an end.
     pub cut: bool,
 }
 
@@ -105,6 +106,12 @@ where
         // The server does not listen any more. What it said before must still arrive: an early
         // answer to a request that is too large, for one.
         Poll::Ready(Err(End::Write(_))) => out.state = State::Closed,
+        // The agent's own TLS, ended here, without close_notify. Many programs leave so when they
+        // have what they want; the server is not told that it was a goodbye.
+        Poll::Ready(Err(end)) if end.is_truncation() => {
+            back.cut = true;
+            return Poll::Ready(Ok(()));
+        }
         Poll::Ready(Err(end)) => return Poll::Ready(Err(end.into_failure(&AGENT, &SERVER))),
         _ => {}
     }
@@ -185,6 +192,8 @@ enum State {
     Open,
     /// The reader has ended; what is kept must still be written, then the writer closed.
     Closing,
+    /// The reader's TLS ended without close_notify; what was written must still get on the wire.
+    Cut,
     /// Done.
     Closed,
 }
@@ -245,9 +254,11 @@ impl Direction {
             }
             ready!(self.poll_write_kept(cx, writer))?;
             match self.state {
-                State::Open => match self.poll_carry(cx, reader, writer)? {
-                    Poll::Ready(()) => {}
-                    Poll::Pending => {
+                State::Open => match self.poll_carry(cx, reader, writer) {
+                    Err(end) if end.is_truncation() => self.state = State::Cut,
+                    Err(end) => return Poll::Ready(Err(end)),
+                    Ok(Poll::Ready(())) => {}
+                    Ok(Poll::Pending) => {
                         if self.unflushed {
                             ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(End::Write)?;
                             self.unflushed = false;
@@ -255,6 +266,10 @@ impl Direction {
                         return Poll::Pending;
                     }
                 },
+                State::Cut => {
+                    ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(End::Write)?;
+                    return Poll::Ready(Err(End::Read(io::ErrorKind::UnexpectedEof.into())));
+                }
                 State::Closing => {
                     match ready!(Pin::new(&mut *writer).poll_shutdown(cx)) {
                         // The other side has closed already: there is nobody left to tell.

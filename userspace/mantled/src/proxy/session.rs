@@ -84,8 +84,10 @@ async fn walk(
         ));
     }
     // A socket that cannot take these options is gone, which the first read tells.
-    let _ = agent.stream.set_nodelay(true);
-    let _ = keep_alive(&agent.stream);
+    if let Some(socket) = agent.stream.socket() {
+        let _ = socket.set_nodelay(true);
+        let _ = keep_alive(socket);
+    }
     if is_resolver(context, peer) {
         return resolve(context, peer, session, agent).await;
     }

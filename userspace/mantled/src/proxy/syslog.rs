@@ -47,7 +47,7 @@ use super::{
 };
 use crate::{
     error::{Cause, Failure},
-    tls::{Alpn, Connector, Handshake},
+    tls::{Alpn, Connector, Offer},
 };
 
 /// How long an acknowledged message is kept: servers write within a second or so.
@@ -130,7 +130,7 @@ impl Again {
             .verify(
                 &self.connector,
                 &self.name,
-                Handshake::Bare(Alpn::None),
+                Offer::One(Alpn::None),
                 self.patience,
             )
             .await

@@ -11,19 +11,21 @@ mod resolver;
 mod starttls;
 mod syslog;
 mod tds;
+mod terminate;
 mod xmpp;
 
 pub use rehearse::rehearse;
 
 use std::time::Duration;
 
-use mantled_record::Path;
+use mantled_record::{Path, TlsFacts};
 use mantled_redirect::Peer;
 use rustls::pki_types::ServerName;
 
 use super::{
     Context,
     agent::Agent,
+    checks::Before,
     detect::{Dialling, dial_failure},
     filter::Filter,
     ledger::Session,
@@ -36,7 +38,7 @@ use super::{
 use crate::{
     config::{Protocol, TlsMode},
     error::{Cause, Failure},
-    tls::{Alpn, Handshake},
+    tls::{Alpn, Offer},
 };
 
 /// Where the agent's bytes go, and what looks at them on the way.
@@ -93,7 +95,10 @@ impl Upgrade<'_> {
                 let dialled = self.dialled(dialling).await?;
                 return self.carry_in_clear(dialled, spoken);
             }
-            (_, Spoken::Tls) => return self.native(dialling).await,
+            (TlsMode::Terminate, Spoken::Tls) => {
+                return self.terminate(dialling, Before::Nothing).await;
+            }
+            (_, Spoken::Tls) => return self.native(dialling, Before::Nothing).await,
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
             }
@@ -117,10 +122,12 @@ impl Upgrade<'_> {
             }
         };
         match result {
-            // An agent that has heard something cannot begin anew.
+            // An agent that has heard something cannot begin anew; in the middle of its own handshake
+            // clear text is not what it expects.
             Err(failure)
                 if self.plan.may_fall_back()
                     && self.agent.parting.is_none()
+                    && !self.agent.expects_tls
                     && is_about_the_server(failure.cause) =>
             {
                 self.context
@@ -204,7 +211,7 @@ impl Upgrade<'_> {
         Ok(Upstream::Exposed(dialled.expose(permit)))
     }
 
-    /// How long the handshake may take.
+    /// How long a handshake may take. Observing must not delay much.
     fn patience(&self) -> Duration {
         let patience = self.context.config.limits().handshake;
         if self.plan.may_fall_back() {
@@ -216,34 +223,50 @@ impl Upgrade<'_> {
 
     /// The TLS handshake, and what it shows, for whichever way led to it.
     async fn verify(&mut self, dialled: Dialled, alpn: Alpn) -> Result<Upstream, Failure> {
-        self.verify_by(dialled, Handshake::Bare(alpn)).await
+        self.verify_by(dialled, Offer::One(alpn)).await
     }
 
     /// The same for a handshake inside the packets of TDS 7.x.
     async fn verify_in_packets(&mut self, dialled: Dialled) -> Result<Upstream, Failure> {
-        self.verify_by(dialled, Handshake::InTdsPackets).await
+        self.verify_by(dialled, Offer::InTdsPackets).await
     }
 
-    async fn verify_by(
-        &mut self,
-        dialled: Dialled,
-        handshake: Handshake,
-    ) -> Result<Upstream, Failure> {
+    async fn verify_by(&mut self, dialled: Dialled, offer: Offer) -> Result<Upstream, Failure> {
         let name = proven_name(self.plan)?;
-        self.note_port(&dialled);
-        let patience = self.patience();
-        let connector = self.context.connectors.of_route(self.plan.route);
-        let verified = dialled
-            .verify(&connector, name, handshake, patience)
-            .await?;
+        let verified = self.handshake(dialled, name, offer).await?;
         Ok(self.goes_to(verified))
     }
 
     /// The way is verified; the record says so.
     fn goes_to(&mut self, verified: Verified) -> Upstream {
-        self.session.record.tls = verified.facts().clone();
+        self.learn_of(&verified);
         self.session.goes(Path::Verified);
         Upstream::Verified(Box::new(verified))
+    }
+
+    async fn handshake(
+        &mut self,
+        dialled: Dialled,
+        name: &ServerName<'static>,
+        offer: Offer,
+    ) -> Result<Verified, Failure> {
+        self.note_port(&dialled);
+        let patience = self.patience();
+        let connector = self.context.connectors.of_route(self.plan.route);
+        let verified = dialled.verify(&connector, name, offer, patience).await?;
+        self.learn_of(&verified);
+        Ok(verified)
+    }
+
+    /// The record tells what the handshake has shown, beside what it knows of the agent's own.
+    fn learn_of(&mut self, verified: &Verified) {
+        let agents = std::mem::take(&mut self.session.record.tls);
+        self.session.record.tls = TlsFacts {
+            client_server_name: agents.client_server_name,
+            client_versions: agents.client_versions,
+            client_alpn: agents.client_alpn,
+            ..verified.facts().clone()
+        };
     }
 }
 

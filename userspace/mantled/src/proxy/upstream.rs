@@ -28,11 +28,11 @@ use super::{
 };
 use crate::{
     error::{Cause, Failure},
-    tls::{Connector, Handshake},
+    tls::{Connector, Offer},
 };
 
 /// How to reach a server: as the agent would have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dial {
     /// Where to.
     pub address: SocketAddr,
@@ -170,12 +170,12 @@ impl Dialled {
         self,
         connector: &Connector,
         name: &ServerName<'static>,
-        handshake: Handshake,
+        offer: Offer,
         patience: Duration,
     ) -> Result<Verified, Failure> {
         Verified::by(
             connector,
-            connector.connect(self.0, name, handshake),
+            connector.connect(self.0, name, offer),
             name,
             patience,
         )
@@ -199,6 +199,19 @@ impl Dialled {
             patience,
         )
         .await
+    }
+
+    /// Makes a handshake to see what the server proves, and closes.
+    ///
+    /// # Errors
+    /// See [`Connector::check`].
+    pub async fn check(
+        self,
+        connector: &Connector,
+        name: &ServerName<'static>,
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<TlsFacts, Failure> {
+        connector.check(self.0, name, alpn).await
     }
 
     /// Leaves it in clear text, which needs a permit.
@@ -285,6 +298,11 @@ impl Verified {
     /// The stream, for a way to TLS that goes on inside.
     pub fn stream(&mut self) -> &mut TlsStream<Transport> {
         &mut self.stream
+    }
+
+    /// The application protocol that the server chose.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.stream.get_ref().1.alpn_protocol()
     }
 
     /// The stream.

@@ -82,14 +82,14 @@ impl LiveConnectors {
             Ok(Ok(Some(connectors))) => {
                 self.replace(connectors);
                 tracing::info!(
-                    "the files of [tls] and routes have changed; new connections use them"
+                    "the files of [tls], [ca] and routes have changed; new connections use them"
                 );
                 true
             }
             Ok(Ok(None)) | Err(_) => false,
             Ok(Err(error)) => {
                 tracing::error!(
-                    "the files of [tls] and routes have changed and cannot be used, so what was \
+                    "the files of [tls], [ca] and routes have changed and cannot be used, so what was \
                      read before still counts: {error}"
                 );
                 false
@@ -105,7 +105,7 @@ fn marks(config: &Config) -> Vec<Mark> {
 /// None: the files say what they said before.
 fn rebuild(config: &Config, current: &Connectors) -> Result<Option<Connectors>, String> {
     let config = config.reread().map_err(|errors| errors.to_string())?;
-    let material = Material::new(&config);
+    let material = Material::new(&config)?;
     if material == current.material {
         return Ok(None);
     }

@@ -8,7 +8,10 @@ use std::{
 
 use rustls::pki_types::CertificateDer;
 
-use crate::config::{Config, Trust};
+use crate::{
+    ca,
+    config::{Config, Trust},
+};
 
 /// Everything that connectors are built from.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,11 +22,24 @@ pub(super) struct Material {
     pub(super) routes: Vec<Option<Trust>>,
     /// The roots of the host; empty where no trust names them.
     pub(super) system: Vec<CertificateDer<'static>>,
+    /// A route ends the TLS of agents.
+    pub(super) terminates: bool,
+    /// The host's own authority: with its key where a route needs it, and without where it is
+    /// there all the same.
+    pub(super) authority: Option<ca::Files>,
 }
 
 impl Material {
     /// Of a configuration whose files have just been read.
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config) -> Result<Self, String> {
+        let directory = &config.ca().dir;
+        let authority =
+            match config.terminates() {
+                Some(route) => Some(ca::Files::read(directory).map_err(|error| {
+                    format!("route {route} says tls = \"terminate\", and {error}")
+                })?),
+                None => ca::Files::read_certificate(directory).ok(),
+            };
         let system = if wants_system(config) {
             // Files that cannot be read are left out; where nothing is left, the connectors
             // cannot be built.
@@ -31,7 +47,7 @@ impl Material {
         } else {
             Vec::new()
         };
-        Self {
+        Ok(Self {
             default: config.trust().clone(),
             routes: config
                 .routes()
@@ -39,13 +55,16 @@ impl Material {
                 .map(|route| route.trust().cloned())
                 .collect(),
             system,
-        }
+            terminates: config.terminates().is_some(),
+            authority,
+        })
     }
 }
 
 /// The files that a configuration's trust is read from, the host's roots among them.
 pub(super) fn files(config: &Config) -> Vec<PathBuf> {
     let mut files = config.files().to_vec();
+    files.extend(ca::Files::paths(&config.ca().dir));
     if wants_system(config) {
         let found = openssl_probe::probe();
         files.extend(found.cert_file);

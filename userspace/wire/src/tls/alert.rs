@@ -6,6 +6,10 @@ use super::record;
 /// but access control forbids going on.
 pub const ACCESS_DENIED: u8 = 49;
 
+/// Alert description "protocol_version" (RFC 8446 §6.2): the version that the peer offers is
+/// recognised but not supported.
+pub const PROTOCOL_VERSION: u8 = 70;
+
 /// An alert that is not encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alert {
@@ -50,7 +54,7 @@ pub const fn alert_name(description: u8) -> Option<&'static str> {
         50 => "decode_error",
         51 => "decrypt_error",
         60 => "export_restriction",
-        70 => "protocol_version",
+        PROTOCOL_VERSION => "protocol_version",
         71 => "insufficient_security",
         80 => "internal_error",
         86 => "inappropriate_fallback",

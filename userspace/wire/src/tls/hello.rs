@@ -55,6 +55,13 @@ impl ClientHello {
         }
     }
 
+    /// The highest version that is offered, of those up to TLS 1.3 that exist; drafts and others
+    /// do not count.
+    pub fn highest_version(&self) -> Option<ProtocolVersion> {
+        let existing = |version: &ProtocolVersion| (0x0300..=0x0304).contains(&version.0);
+        self.versions.iter().copied().filter(existing).max()
+    }
+
     fn from_body(body: &[u8]) -> Option<Self> {
         let mut body = Reader(body);
         let legacy_version = body.u16()?;

@@ -80,6 +80,22 @@ fn client_hello_is_read_over_records_of_any_size() {
 }
 
 #[test]
+fn only_versions_that_exist_count_as_the_highest() {
+    let highest = |versions: &[u16]| {
+        let hello = ClientHello {
+            versions: versions.iter().copied().map(ProtocolVersion).collect(),
+            ..ClientHello::default()
+        };
+        hello.highest_version().map(|version| version.0)
+    };
+    assert_eq!(highest(&[0x0301, 0x0303, 0x0302]), Some(0x0303));
+    assert_eq!(highest(&[0x0304, 0x0303]), Some(0x0304));
+    // A draft of TLS 1.3, DTLS 1.2, a version to come.
+    assert_eq!(highest(&[0x7f1c, 0xfefd, 0x0305, 0x0302]), Some(0x0302));
+    assert_eq!(highest(&[0x7f1c]), None);
+}
+
+#[test]
 fn server_hello_and_alert_are_read() {
     let stream = records(&server_hello(&extension(43, &[3, 4])), 4096);
     assert_eq!(

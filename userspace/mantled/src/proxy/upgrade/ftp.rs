@@ -27,7 +27,7 @@ use crate::{
         filter::Filter,
         upstream::{Dialled, Verified},
     },
-    tls::{Alpn, Connector, Handshake},
+    tls::{Alpn, Connector, Offer},
 };
 
 /// Longest reply that is read before the filters take over, in bytes.
@@ -74,7 +74,7 @@ impl Upgrade<'_> {
         let local = dialled.local_address();
         let patience = self.patience();
         let mut verified = dialled
-            .verify(&connector, name, Handshake::Bare(Alpn::None), patience)
+            .verify(&connector, name, Offer::One(Alpn::None), patience)
             .await?;
         let greeting = timeout(limit, protect(&mut verified, implicit))
             .await
@@ -87,7 +87,9 @@ impl Upgrade<'_> {
         let control = self.control(local, Some(connector));
         let upstream = self.goes_to(verified);
         // Telnet's urgent data (RFC 959 §4.1.3) stays in the stream, where the filter sees it.
-        let _ = SockRef::from(&self.agent.stream).set_out_of_band_inline(true);
+        if let Some(socket) = self.agent.stream.socket() {
+            let _ = SockRef::from(socket).set_out_of_band_inline(true);
+        }
         let greeting = greeting.unwrap_or_else(|| dialogue.welcome().to_agent);
         self.agent.say(&greeting).await.map_err(|error| {
             Failure::new(Cause::AgentClosed, format!("the agent closed: {error}"))

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{Upgrade, Way};
 use crate::{
     error::{Cause, Failure},
-    proxy::detect::Dialling,
+    proxy::{checks::Before, detect::Dialling},
 };
 
 /// What the agent wants, after its question about encryption.
@@ -48,7 +48,8 @@ impl Upgrade<'_> {
                 let dialled = self.go_ahead(dialling, &mut dialogue).await?;
                 self.agent.consume(length);
                 self.tell(&start_tls_accepted(id)).await?;
-                self.native(Dialling::Ready(dialled)).await
+                self.native(Dialling::Ready(dialled), Before::StartTls)
+                    .await
             }
         }
     }

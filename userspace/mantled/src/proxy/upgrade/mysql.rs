@@ -29,6 +29,7 @@ use crate::{
     error::{Cause, Failure},
     proxy::{
         agent::Agent,
+        checks::Before,
         detect::Dialling,
         filter::Filter,
         upstream::{Dialled, Upstream},
@@ -144,7 +145,9 @@ impl Upgrade<'_> {
         let response = match answer {
             Answer::SslRequest(request) if self.plan.native => {
                 ask(&mut dialled, &request).await?;
-                return self.native(Dialling::Ready(dialled)).await;
+                return self
+                    .native(Dialling::Ready(dialled), Before::Greeting)
+                    .await;
             }
             Answer::SslRequest(_) => {
                 return Err(Failure::new(
@@ -304,6 +307,34 @@ async fn answer(agent: &mut Agent, dialled: &Dialled) -> Result<Answer, Failure>
             }
         }
     }
+}
+
+/// Asks for TLS without an agent, in the words of a client of today.
+///
+/// # Errors
+/// There is no TLS.
+pub(super) async fn rehearse(dialled: &mut Dialled) -> Result<(), Failure> {
+    /// SSLRequest: its length and number; CLIENT_LONG_PASSWORD, PROTOCOL_41, SSL, TRANSACTIONS,
+    /// SECURE_CONNECTION and PLUGIN_AUTH; packets of 16 MiB; utf8mb4; 23 zeros.
+    const SSL_REQUEST: &[u8; 36] = b"\x20\0\0\x01\x01\xaa\x08\0\0\0\0\x01\x2d\
+        \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+    match first_words(dialled).await? {
+        FirstWords::Greeting(greeting) if greeting.offers_tls() => {}
+        FirstWords::Greeting(_) => {
+            return Err(Failure::new(
+                Cause::UpgradeDeclined,
+                "the server does not offer TLS (no CLIENT_SSL among its capabilities)",
+            ));
+        }
+        FirstWords::Error(_) => {
+            return Err(Failure::new(
+                Cause::UpgradeDeclined,
+                "the server has an error in place of its greeting",
+            ));
+        }
+    }
+    ask(dialled, &Preamble::constant(SSL_REQUEST)).await
 }
 
 async fn ask(dialled: &mut Dialled, request: &Preamble) -> Result<(), Failure> {

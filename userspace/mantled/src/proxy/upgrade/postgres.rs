@@ -17,8 +17,10 @@ use tokio::time::timeout;
 
 use super::{Upgrade, Way};
 use crate::{
+    config::TlsMode,
     error::{Cause, Failure},
     proxy::{
+        checks::Before,
         detect::Dialling,
         filter::Filter,
         upstream::{Dialled, Upstream},
@@ -48,12 +50,7 @@ impl Upgrade<'_> {
         let mut dialled = self.dialled(dialling).await?;
         let answer = timeout(patience, ask(&mut dialled))
             .await
-            .unwrap_or_else(|_| {
-                Err(Failure::new(
-                    Cause::UpgradeTimeout,
-                    "the server did not answer SSLRequest in time",
-                ))
-            })?;
+            .unwrap_or_else(|_| Err(no_answer()))?;
         match (wants, answer) {
             (Wants::Startup(startup), SslAnswer::Willing) => {
                 let from_server = match startup {
@@ -71,7 +68,14 @@ impl Upgrade<'_> {
             (Wants::Tls, SslAnswer::Willing) => {
                 self.agent.consume(SSL_REQUEST.len());
                 self.tell(b"S").await?;
-                self.native(Dialling::Ready(dialled)).await
+                if self.plan.tls == TlsMode::Terminate {
+                    let way = self
+                        .terminate(Dialling::Ready(dialled), Before::SslRequest)
+                        .await?;
+                    return Ok(without_binding(way));
+                }
+                self.native(Dialling::Ready(dialled), Before::SslRequest)
+                    .await
             }
             (wants, SslAnswer::Unwilling) => {
                 let declined = Failure::new(
@@ -123,7 +127,9 @@ impl Upgrade<'_> {
                 Err(error) => return Err(Failure::new(Cause::AgentProtocol, error.to_string())),
             };
             match &startup {
-                Startup::SslRequest if self.plan.native => return Ok(Wants::Tls),
+                Startup::SslRequest if self.plan.native || self.plan.tls == TlsMode::Terminate => {
+                    return Ok(Wants::Tls);
+                }
                 Startup::SslRequest | Startup::GssEncRequest if questions > 0 => {
                     questions -= 1;
                     self.agent.consume(length);
@@ -151,6 +157,35 @@ impl Upgrade<'_> {
             .say(words)
             .await
             .map_err(|error| Failure::new(Cause::AgentClosed, format!("the agent closed: {error}")))
+    }
+}
+
+/// The agent's TLS is not the server's, so authentication must not be bound to it.
+fn without_binding(way: Way) -> Way {
+    match way.upstream {
+        Upstream::Verified(_) => Way {
+            from_server: Filter::Rewrite(Box::new(AuthenticationFilter::default())),
+            ..way
+        },
+        _ => way,
+    }
+}
+
+pub(super) fn no_answer() -> Failure {
+    Failure::new(
+        Cause::UpgradeTimeout,
+        "the server did not answer SSLRequest in time",
+    )
+}
+
+/// Asks the server for TLS, which it must have.
+pub(super) async fn must_be_willing(dialled: &mut Dialled) -> Result<(), Failure> {
+    match ask(dialled).await? {
+        SslAnswer::Willing => Ok(()),
+        SslAnswer::Unwilling | SslAnswer::Error(_) => Err(Failure::new(
+            Cause::UpgradeDeclined,
+            "the server had TLS on one connection and has none on the next",
+        )),
     }
 }
 

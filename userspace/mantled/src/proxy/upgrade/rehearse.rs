@@ -1,10 +1,10 @@
 //! The way to TLS without an agent: what would a server do?
 
 use mantled_record::TlsFacts;
-use mantled_wire::postgres::SslAnswer;
+use mantled_wire::{ftp, ldap, postgres::SslAnswer};
 use tokio::time::timeout;
 
-use super::{implicit::alpn, postgres, proven_name, starttls};
+use super::{implicit::alpn, mysql, postgres, proven_name, starttls};
 use crate::{
     config::{Limits, Protocol, TlsMode},
     error::{Cause, Failure},
@@ -14,7 +14,7 @@ use crate::{
         spoken::Spoken,
         upstream::{Dial, Dialled},
     },
-    tls::{Connector, Handshake},
+    tls::{Connector, Offer},
 };
 
 /// Goes the way that a session of this plan would go, up to the verified certificate.
@@ -31,10 +31,24 @@ pub async fn rehearse(
     let name = proven_name(plan)?;
     let dialogue = match spoken {
         _ if plan.tls == TlsMode::Implicit => None,
+        Spoken::Known(Protocol::Ldap) => Some(Box::new(ldap::StartTls::default()) as _),
+        Spoken::Known(Protocol::Ftp) => Some(Box::new(ftp::AuthTls::default()) as _),
         Spoken::Known(protocol) => starttls::dialogue(protocol),
         _ => None,
     };
-    let by_dialogue = dialogue.is_some() || spoken == Spoken::Known(Protocol::Postgresql);
+    if plan.tls != TlsMode::Implicit
+        && let Spoken::Known(Protocol::Xmpp | Protocol::Tds) = spoken
+    {
+        return Err(Failure::new(
+            Cause::NoUpgrade,
+            "its way to TLS depends on what the agent says, so it cannot be tried without one",
+        ));
+    }
+    let own = matches!(
+        spoken,
+        Spoken::Known(Protocol::Postgresql | Protocol::Mysql)
+    );
+    let by_dialogue = dialogue.is_some() || (own && plan.tls != TlsMode::Implicit);
     if !by_dialogue {
         if spoken == Spoken::ServerFirst {
             return Err(Failure::new(
@@ -55,6 +69,9 @@ pub async fn rehearse(
     let lead = async {
         match dialogue {
             Some(mut dialogue) => starttls::converse(&mut dialled, &mut *dialogue).await,
+            None if by_dialogue && spoken == Spoken::Known(Protocol::Mysql) => {
+                mysql::rehearse(&mut dialled).await
+            }
             None if by_dialogue => ask(&mut dialled).await,
             None => Ok(()),
         }
@@ -66,12 +83,7 @@ pub async fn rehearse(
         ))
     })?;
     let verified = dialled
-        .verify(
-            connector,
-            name,
-            Handshake::Bare(alpn(spoken)),
-            limits.handshake,
-        )
+        .verify(connector, name, Offer::One(alpn(spoken)), limits.handshake)
         .await?;
     Ok(verified.facts().clone())
 }
