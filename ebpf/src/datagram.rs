@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use mantled_abi::{
     Address, COUNT_DATAGRAM_REFUSED, COUNT_DOWN_PASSED, COUNT_RELAYED, Config, DOWN_OPEN,
-    EVENT_DATAGRAM_REFUSED, MAPPED, MODE_ENFORCE, MODE_OBSERVE, Socket, Source, VERDICT_RELAYED,
+    EVENT_DATAGRAM_REFUSED, MAPPED, MODE_ENFORCE, Socket, Source, VERDICT_RELAYED,
 };
 
 use crate::{
@@ -55,8 +55,7 @@ pub fn judge(
     enrolled: &Enrolled,
     state: &mut Socket,
 ) -> i32 {
-    let enforce = enrolled.group.mode == MODE_ENFORCE;
-    if !enforce && enrolled.group.mode != MODE_OBSERVE {
+    if enrolled.group.mode != MODE_ENFORCE {
         return PASS;
     }
     let flow = &state.flow;
@@ -79,9 +78,6 @@ pub fn judge(
             count(COUNT_DOWN_PASSED);
             return PASS;
         }
-    }
-    if !enforce {
-        return PASS;
     }
     count(COUNT_DATAGRAM_REFUSED);
     tell(EVENT_DATAGRAM_REFUSED, protocol, flow);

@@ -208,3 +208,66 @@ fn a_server_without_tls_gets_nothing() -> Result<()> {
     assert!(heard.lock().unwrap().is_empty());
     Ok(())
 }
+
+#[test]
+fn datagrams_are_carried_over_tls() -> Result<()> {
+    let lab = lab!();
+    let leaf = lab.authority.leaf(&["10.99.0.2"])?;
+    let _server = Program::rsyslog(&lab, &leaf)?;
+    let group = Group::new()?;
+    let mut daemon = Daemon::start(&lab, &group, "enforce", "")?;
+    let capture = Capture::start(&lab)?;
+    succeed(&mut client(&lab, &group, "datagrams"))?;
+    assert_all_stored(&lab)?;
+    // A stock client, whose socket is connected.
+    succeed(group.command(&lab.host, "logger").args([
+        "--udp",
+        "--server",
+        "10.99.0.2",
+        "--port",
+        "514",
+        "needle of logger",
+    ]))?;
+    eventually("logger's message", Duration::from_secs(10), || {
+        let text = fs::read(Program::rsyslog_file(&lab)).unwrap_or_default();
+        String::from_utf8_lossy(&text)
+            .contains("needle of logger")
+            .then_some(())
+    })?;
+    assert_clean(&capture.finish()?, &["needle", "<13>1"])?;
+    // Datagrams have no end; the daemon's makes one.
+    daemon.stop()?;
+    let records = daemon.settled_records(2)?;
+    for record in &records {
+        assert_eq!(record["mantled.path"], "verified", "{record:#}");
+        assert_eq!(record["network.transport"], "udp");
+        assert_eq!(record["network.protocol.name"], "syslog");
+        assert_eq!(record["server.port"], 514);
+        assert_eq!(record["network.peer.port"], 6514);
+    }
+    let users: Vec<_> = records
+        .iter()
+        .filter_map(|record| record["process.executable.name"].as_str())
+        .collect();
+    assert!(users.contains(&"logger") || records.len() == 2, "{users:?}");
+    Ok(())
+}
+
+#[test]
+fn datagrams_that_cannot_be_verified_do_not_leave() -> Result<()> {
+    let lab = lab!();
+    let _server = Program::rsyslog(&lab, &mantled_tests::Leaf::self_signed(&["10.99.0.2"])?)?;
+    let group = Group::new()?;
+    let daemon = Daemon::start(&lab, &group, "enforce", "")?;
+    let capture = Capture::start(&lab)?;
+    succeed(&mut client(&lab, &group, "datagrams"))?;
+    assert_clean(&capture.finish()?, &["needle", "<13>1"])?;
+    assert_eq!(stored(&lab).1, 0);
+    let records = daemon.settled_records(1)?;
+    assert_eq!(
+        records[0]["error.type"], "certificate_untrusted",
+        "{:#}",
+        records[0]
+    );
+    Ok(())
+}

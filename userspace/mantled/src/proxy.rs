@@ -13,6 +13,7 @@ pub mod agent;
 pub mod agent_stream;
 pub mod checks;
 pub mod data_channels;
+pub mod datagrams;
 pub mod detect;
 pub mod filter;
 pub mod ledger;
@@ -96,6 +97,9 @@ pub async fn run(
         let listener = TcpListener::from_std(listener)?;
         let (context, permits, stop) = (Arc::clone(&context), Arc::clone(&permits), stop.clone());
         loops.spawn(accept(context, listener, permits, stop));
+    }
+    for socket in sockets.datagrams {
+        loops.spawn(datagrams::run(Arc::clone(&context), socket, stop.clone()));
     }
     let _ = stop.wait_for(|stop| *stop).await;
     // First the kernel hears of it, so that no connection is sent to a listener that closes.

@@ -11,7 +11,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::agent_stream::{AgentStream, Rewound};
+use super::{
+    agent_stream::{AgentStream, Rewound},
+    datagrams::Messages,
+};
 
 /// Most bytes that are read from an agent before its protocol and first packet are understood.
 /// A ClientHello is the longest of them.
@@ -39,8 +42,17 @@ pub struct Agent {
 impl Agent {
     /// Of an accepted connection.
     pub fn new(stream: TcpStream) -> Self {
+        Self::of(AgentStream::Clear(stream))
+    }
+
+    /// Of datagrams.
+    pub fn of_datagrams(messages: Messages) -> Self {
+        Self::of(AgentStream::Datagrams(messages))
+    }
+
+    fn of(stream: AgentStream) -> Self {
         Self {
-            stream: AgentStream::Clear(stream),
+            stream,
             head: Vec::new(),
             parting: None,
             expects_tls: false,

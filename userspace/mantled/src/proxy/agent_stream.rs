@@ -12,6 +12,8 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
+use super::datagrams::Messages;
+
 /// The stream.
 #[derive(Debug)]
 pub enum AgentStream {
@@ -19,6 +21,8 @@ pub enum AgentStream {
     Clear(TcpStream),
     /// The agent's own TLS, ended here.
     Tls(Box<TlsStream<Rewound>>),
+    /// Messages that come as datagrams; nothing can be said to their sender.
+    Datagrams(Messages),
     /// A handshake was given up.
     Gone,
 }
@@ -29,7 +33,7 @@ impl AgentStream {
         match self {
             Self::Clear(stream) => Some(stream),
             Self::Tls(stream) => Some(&stream.get_ref().0.stream),
-            Self::Gone => None,
+            Self::Datagrams(_) | Self::Gone => None,
         }
     }
 }
@@ -103,6 +107,7 @@ impl AsyncRead for AgentStream {
         match self.get_mut() {
             Self::Clear(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Datagrams(messages) => Pin::new(messages).poll_read(cx, buffer),
             Self::Gone => gone(),
         }
     }
@@ -117,6 +122,7 @@ impl AsyncWrite for AgentStream {
         match self.get_mut() {
             Self::Clear(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Datagrams(_) => Poll::Ready(Ok(bytes.len())),
             Self::Gone => gone(),
         }
     }
@@ -125,6 +131,7 @@ impl AsyncWrite for AgentStream {
         match self.get_mut() {
             Self::Clear(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Datagrams(_) => Poll::Ready(Ok(())),
             Self::Gone => gone(),
         }
     }
@@ -133,6 +140,7 @@ impl AsyncWrite for AgentStream {
         match self.get_mut() {
             Self::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Datagrams(_) => Poll::Ready(Ok(())),
             Self::Gone => gone(),
         }
     }

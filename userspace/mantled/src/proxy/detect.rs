@@ -400,7 +400,7 @@ mod tests {
                 Some(Spoken::Known(Protocol::Tds)),
             ),
             (b"<", None),
-            (b"<34>1 ", Some(Spoken::Opaque)),
+            (b"<34>1 ", Some(Spoken::Known(Protocol::Syslog))),
             (b"PING\r\n", Some(Spoken::Opaque)),
             (b"\0\x01", Some(Spoken::Opaque)),
             (b"hello", Some(Spoken::Opaque)),

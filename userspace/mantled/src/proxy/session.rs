@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use super::{
     Context,
     agent::Agent,
+    agent_stream::AgentStream,
+    datagrams::Messages,
     detect::{self, Dialling, Heard, Patience},
     filter::Filter,
     ledger::Session,
@@ -38,10 +40,26 @@ pub async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
             return;
         }
     };
-    let mut session = context.ledger.open(&peer, identity::agent(&peer), client);
-    let mut agent = Agent::new(stream);
+    let session = context.ledger.open(&peer, identity::agent(&peer), client);
+    carry_out(context, &peer, session, Agent::new(stream)).await;
+}
+
+/// Serves the datagrams of a socket. Whatever happens, they leave one record.
+pub async fn serve_datagrams(
+    context: &Context,
+    peer: &Peer,
+    messages: Messages,
+    client: SocketAddr,
+) {
+    let mut session = context.ledger.open(peer, identity::agent(peer), client);
+    session.record.transport = "udp";
+    carry_out(context, peer, session, Agent::of_datagrams(messages)).await;
+}
+
+/// Walks, and tells the agent and the record how it ended.
+async fn carry_out(context: &Context, peer: &Peer, mut session: Session, mut agent: Agent) {
     let mut spoken = None;
-    match walk(context, &peer, &mut session, &mut agent, &mut spoken).await {
+    match walk(context, peer, &mut session, &mut agent, &mut spoken).await {
         Ok(End::Whole) => {
             agent.finish();
             session.finish(Ok(()));
@@ -88,6 +106,7 @@ async fn walk(
         let _ = socket.set_nodelay(true);
         let _ = keep_alive(socket);
     }
+    let datagrams = matches!(agent.stream, AgentStream::Datagrams(_));
     if is_resolver(context, peer) {
         return resolve(context, peer, session, agent).await;
     }
@@ -100,6 +119,12 @@ async fn walk(
         session.knows(&names);
     }
 
+    if datagrams && plan.tls == TlsMode::Exempt {
+        return Err(Failure::new(
+            Cause::NoUpgrade,
+            "an exempt route lets no datagrams out in clear; a [[bypass]] does",
+        ));
+    }
     let limits = context.config.limits();
     let mut dial = Dial::of(&plan, peer, limits.dial);
     let mut dialling = Dialling::start(dial.connect());
@@ -107,6 +132,8 @@ async fn walk(
     let heard = if plan.data_of.is_some() {
         // The file itself, in which nothing is to be recognised.
         Spoken::Known(Protocol::Ftp)
+    } else if datagrams {
+        Spoken::Known(Protocol::Syslog)
     } else {
         let heard = recognise(context, &plan, &dial, agent, &mut dialling).await?;
         // A word of ours on a data connection would be part of the file.
