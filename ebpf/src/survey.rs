@@ -254,6 +254,10 @@ fn entry(key: &SurveyKey, who: Option<&Flow>) -> Option<&'static mut Surveyed> {
         (fresh.pid, fresh.uid, fresh.comm) = (flow.pid, flow.uid, flow.comm);
     }
     const NO_EXIST: u64 = 1;
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "it does not fit on the stack"
+    )]
     // Another CPU may have been faster, which is as good.
     let _ = SURVEY.insert(key, &*fresh, NO_EXIST);
     let Some(entry) = SURVEY.get_ptr_mut(key) else {
