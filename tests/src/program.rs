@@ -94,7 +94,8 @@ impl Program {
 
     /// What a server on this port has printed.
     pub fn printed(lab: &Lab, port: u16) -> String {
-        fs::read_to_string(lab.path(&format!("program-{port}.log"))).unwrap_or_default()
+        let address = SocketAddr::new(SITE_V4, port);
+        fs::read_to_string(lab.path(&format!("program-{address}.log"))).unwrap_or_default()
     }
 
     /// nginx with TLS on port 443 alone: `/` answers its protocol, `/length` the length of a

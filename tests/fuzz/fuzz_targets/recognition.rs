@@ -37,7 +37,10 @@ fuzz_target!(|input: (u16, &[u8])| {
 
     let reason = String::from_utf8_lossy(stream);
     let packet = mqtt::refusal(stream, &reason);
-    assert_eq!(packet.is_empty(), mqtt::looks_like_connect(stream) != Look::Yes);
+    assert_eq!(
+        packet.is_empty(),
+        mqtt::looks_like_connect(stream) != Look::Yes
+    );
     match packet.as_slice() {
         [0x20, length @ 0..0x80, rest @ ..] => assert_eq!(usize::from(*length), rest.len()),
         [0x20, low, 1, rest @ ..] => assert_eq!(usize::from(*low), rest.len()),

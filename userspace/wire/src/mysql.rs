@@ -27,7 +27,7 @@ mod response;
 mod tests;
 
 pub use authentication::{Authentication, AuthenticationError, Reply, ToAgent};
-pub use goodbye::Goodbye;
+pub use goodbye::{Goodbye, LastWords};
 pub use greeting::{FirstWords, Greeting, ServerError};
 pub use response::{Answer, HandshakeResponse};
 

@@ -16,7 +16,9 @@
 
 use zeroize::Zeroizing;
 
-use super::{ERR, Goodbye, Greeting, HandshakeResponse, Packet, framed, greeting::SCRAMBLE};
+use super::{
+    ERR, Goodbye, Greeting, HandshakeResponse, LastWords, Packet, framed, greeting::SCRAMBLE,
+};
 
 /// First byte of OK_Packet.
 const OK: u8 = 0x00;
@@ -89,6 +91,8 @@ pub struct Authentication {
     compressed: bool,
     tls: bool,
     expects: Expects,
+    /// It has ended with an ERR.
+    refused: bool,
     /// The number of the next packet to the agent, or from it.
     agent: u8,
     /// The same at the server.
@@ -119,6 +123,7 @@ impl Authentication {
             compressed: response.is_compressed(greeting.capabilities()),
             tls: true,
             expects: Expects::Anything,
+            refused: false,
             agent: 2,
             server: 2,
             response: Some(response),
@@ -142,6 +147,7 @@ impl Authentication {
             compressed: response.is_compressed(greeting.capabilities()),
             tls: false,
             expects: Expects::Proof,
+            refused: false,
             agent: 3,
             server: 1,
             response: Some(response),
@@ -164,12 +170,20 @@ impl Authentication {
         self.judge(&proof).map(Some)
     }
 
+    /// What follows of the server's, where it has refused the agent: it hangs up, as it likes.
+    pub fn last_words(&self) -> Option<LastWords> {
+        self.refused.then_some(LastWords)
+    }
+
     /// Takes a packet of the server.
     pub fn hear_server(&mut self, packet: Packet<'_>) -> ToAgent {
         let payload = packet.payload;
         let mut last = false;
         match payload {
-            [OK | ERR, ..] => last = true,
+            [OK | ERR, ..] => {
+                last = true;
+                self.refused = payload.first() == Some(&ERR);
+            }
             [SWITCH, named @ ..] => self.switch(named),
             [NEXT_FACTOR, named @ ..] if self.multi_factor => self.switch(named),
             _ if payload == FULL && self.plugin == CACHING_SHA2 => {

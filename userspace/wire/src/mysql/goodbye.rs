@@ -2,6 +2,24 @@
 //! some without TLS' goodbye, so that whoever wants to know whether a session was cut has to know
 //! whether the client was done.
 
+use crate::{Next, Rewrite, RewriteError};
+
+/// The server's stream after it has refused the client: nothing more is expected of it, so nothing
+/// can be missing where it ends without TLS' goodbye.
+#[derive(Clone, Copy, Debug)]
+pub struct LastWords;
+
+impl Rewrite for LastWords {
+    fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError> {
+        out.extend_from_slice(input);
+        Ok(Next::Continue)
+    }
+
+    fn has_ended(&self) -> bool {
+        true
+    }
+}
+
 /// COM_QUIT, a packet of one byte. Inside of a compressed packet its own header stands before it.
 const QUIT: [u8; 5] = [1, 0, 0, 0, 1];
 

@@ -244,7 +244,10 @@ impl Upgrade<'_> {
         *sequence = authentication.sequence();
         result.map(|()| Way {
             from_agent: Filter::Goodbye(authentication.goodbye()),
-            ..Way::plain(upstream)
+            from_server: authentication
+                .last_words()
+                .map_or(Filter::None, |words| Filter::Rewrite(Box::new(words))),
+            upstream,
         })
     }
 
