@@ -1,5 +1,6 @@
-//! The dialogues of mail and news: the same is said, and the agent sees the same, however the
-//! server's words are split; nothing is held without bound.
+//! The dialogues of mail and news: where they come to TLS the same was said and taken, and the agent
+//! sees the same, however the server's words were split. (A server that answers before it is asked
+//! is refused, so when its words come does matter to whether they come to TLS.)
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -81,10 +82,11 @@ fuzz_target!(|input: (u8, &[u8], &[u8])| {
     let (which, server, inside) = input;
     let (mut whole, mut split) = (dialogue(which), dialogue(which));
     let led = lead(&mut *whole, server, usize::MAX);
-    assert_eq!(led, lead(&mut *split, server, 1));
-    if !matches!(led.1, Some(Ok(_))) {
+    let other = lead(&mut *split, server, 1);
+    if !matches!((&led.1, &other.1), (Some(Ok(_)), Some(Ok(_)))) {
         return;
     }
+    assert_eq!(led, other);
     let (whole, split) = (whole.welcome(), split.welcome());
     assert_eq!(whole.to_agent, split.to_agent);
     let seen = rewrite(whole.from_server, inside, usize::MAX);

@@ -162,7 +162,8 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             let count: usize = argument.parse().map_err(io::Error::other)?;
             let mut stream = TcpStream::connect(address)?;
             for _ in 0..count {
-                stream.write_all(b"s")?;
+                // With this no protocol begins, so nobody waits for more of it.
+                stream.write_all(b"!")?;
                 stream.read_exact(&mut [0])?;
                 thread::sleep(Duration::from_millis(200));
             }
