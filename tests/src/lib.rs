@@ -27,7 +27,7 @@ pub use dns::FalseResolver;
 pub use group::Group;
 pub use netns::{HOST_V4, HOST_V6, Lab, Namespace, SITE_V4, SITE_V6};
 pub use postgres::{PASSWORD, Postgres};
-pub use program::Program;
+pub use program::{MAIL_PASSWORD, Program, delivered};
 pub use server::Server;
 pub use tds::{TdsPeer, TdsVersion};
 

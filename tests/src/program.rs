@@ -1,10 +1,13 @@
 //! Real servers in the site: nginx, redis-server, and one file for each of the others.
 
+mod dovecot;
 mod etcd;
+mod inn;
 mod mariadb;
 mod memcached;
 mod mosquitto;
 mod nats;
+mod postfix;
 mod prosody;
 mod python;
 mod rabbitmq;
@@ -13,6 +16,9 @@ mod rsyslog;
 mod slapd;
 mod vsftpd;
 mod web_application;
+
+pub use dovecot::MAIL_PASSWORD;
+pub use postfix::delivered;
 
 use std::{
     fs,
