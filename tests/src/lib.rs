@@ -24,7 +24,7 @@ pub use daemon::Daemon;
 pub use group::Group;
 pub use netns::{HOST_V4, HOST_V6, Lab, Namespace, SITE_V4, SITE_V6};
 pub use postgres::{PASSWORD, Postgres};
-pub use program::Program;
+pub use program::{MAIL_PASSWORD, Program, delivered};
 pub use server::Server;
 
 use std::{

@@ -1,4 +1,11 @@
-//! Real servers in the site: nginx, redis-server.
+//! Real servers in the site: nginx, redis-server; mail and news.
+
+mod dovecot;
+mod inn;
+mod postfix;
+
+pub use dovecot::MAIL_PASSWORD;
+pub use postfix::delivered;
 
 use std::{
     fs,

@@ -84,8 +84,27 @@ impl Server {
         + Sync
         + 'static,
     ) -> Result<Self> {
+        Self::start_upgraded(namespace, address, port, leaf, |_| Ok(()), serve)
+    }
+
+    /// Starts one that speaks in clear first, and TLS then.
+    ///
+    /// # Errors
+    /// As bind(2), or the certificate is unusable.
+    pub fn start_upgraded(
+        namespace: &Namespace,
+        address: IpAddr,
+        port: u16,
+        leaf: &Leaf,
+        in_clear: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
+        serve: impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) -> io::Result<()>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<Self> {
         let config = tls_config(leaf)?;
-        Self::start(namespace, address, port, move |stream| {
+        Self::start(namespace, address, port, move |mut stream| {
+            in_clear(&mut stream)?;
             let session = ServerConnection::new(Arc::clone(&config)).map_err(io::Error::other)?;
             let mut stream = StreamOwned::new(session, stream);
             let result = serve(&mut stream);
