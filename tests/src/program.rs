@@ -2,7 +2,6 @@
 
 mod dovecot;
 mod etcd;
-mod inn;
 mod mariadb;
 mod memcached;
 mod mosquitto;

@@ -12,8 +12,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use mantled_tests::{
-    Capture, Daemon, Group, Lab, MAIL_PASSWORD, Program, SITE_V4, Server, assert_clean, delivered,
-    eventually, lab, run, succeed,
+    Capture, Daemon, Group, Lab, Leaf, MAIL_PASSWORD, Program, SITE_V4, Server, assert_clean,
+    delivered, eventually, lab, run, succeed,
 };
 use serde_json::Value;
 
@@ -259,9 +259,9 @@ fn sieve_connect_manages_scripts_with_dovecot() -> Result<()> {
 }
 
 #[test]
-fn nntplib_posts_to_and_reads_from_inn() -> Result<()> {
+fn nntplib_posts_to_and_reads_from_a_peer_written_from_the_rfc() -> Result<()> {
     let lab = lab!();
-    let _server = Program::inn(&lab, &lab.authority.leaf(&["10.99.0.2"])?)?;
+    let _server = news_peer(&lab, &lab.authority.leaf(&["10.99.0.2"])?)?;
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let capture = Capture::start(&lab)?;
@@ -500,7 +500,7 @@ fn stock_clients_are_told_why() -> Result<()> {
     let expired = lab.authority.expired_leaf(&["10.99.0.2"])?;
     let _mailboxes = Program::dovecot(&lab, &expired)?;
     let _mail = Program::postfix(&lab, &expired)?;
-    let _news = Program::inn(&lab, &expired)?;
+    let _news = news_peer(&lab, &expired)?;
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let clients = [
@@ -529,6 +529,64 @@ fn stock_clients_are_told_why() -> Result<()> {
         assert_eq!(record["network.protocol.name"], protocol);
     }
     Ok(())
+}
+
+/// A server of news (RFC 3977, RFC 4642) that takes articles and gives back the last one. It
+/// insists on TLS, and goes on offering STARTTLS inside.
+fn news_peer(lab: &Lab, leaf: &Leaf) -> Result<Server> {
+    let article = Mutex::new(String::new());
+    Server::start_upgrading(
+        &lab.site,
+        SITE_V4,
+        119,
+        leaf,
+        |stream| {
+            stream.write_all(b"200 ready\r\n")?;
+            loop {
+                let answer: &[u8] = match line(stream)?.trim_end() {
+                    "STARTTLS" => return stream.write_all(b"382 go on\r\n"),
+                    "CAPABILITIES" => {
+                        b"101 capabilities\r\nVERSION 2\r\nREADER\r\nSTARTTLS\r\n.\r\n"
+                    }
+                    _ => b"483 not without TLS\r\n",
+                };
+                stream.write_all(answer)?;
+            }
+        },
+        move |stream| {
+            loop {
+                let command = line(stream)?;
+                let answer = match command.split_whitespace().next() {
+                    Some("CAPABILITIES") => {
+                        "101 capabilities\r\nVERSION 2\r\nREADER\r\nPOST\r\nSTARTTLS\r\n.\r\n"
+                            .to_owned()
+                    }
+                    Some("STARTTLS") => "502 Already using a security layer\r\n".to_owned(),
+                    Some("GROUP") => "211 1 1 1 site.test\r\n".to_owned(),
+                    Some("ARTICLE") => {
+                        let text = article.lock().unwrap();
+                        format!("220 1 <nntp@host.example>\r\n{text}.\r\n")
+                    }
+                    Some("POST") => {
+                        stream.write_all(b"340 go on\r\n")?;
+                        // Lines that begin with a dot have one more on the wire, both ways.
+                        let mut text = String::new();
+                        loop {
+                            match line(stream)? {
+                                end if end == ".\r\n" => break,
+                                words => text += &words,
+                            }
+                        }
+                        *article.lock().unwrap() = text;
+                        "240 taken\r\n".to_owned()
+                    }
+                    Some("QUIT") => return stream.write_all(b"205 bye\r\n"),
+                    _ => "500 what?\r\n".to_owned(),
+                };
+                stream.write_all(answer.as_bytes())?;
+            }
+        },
+    )
 }
 
 /// Reads a line, byte by byte, so that nothing behind it is taken.

@@ -192,7 +192,6 @@ const LAB: &[Package] = &[
     ),
     file("dovecot-managesieved", "/usr/lib/dovecot/managesieve-login"),
     program("sieve-connect", "sieve-connect"),
-    file("inn2", "/usr/lib/news/bin/innd"),
     file("libpostgresql-jdbc-java", "/usr/share/java/postgresql.jar"),
     program("mosquitto", "mosquitto"),
     program("mosquitto-clients", "mosquitto_pub"),
@@ -221,20 +220,12 @@ const BENCH: &[Package] = &[
 /// to answer: what counts is whether the packages are found.
 const APT: &str = r#"
 guard=/usr/sbin/policy-rc.d
-conf=$(mktemp)
-trap 'rm -f "$conf" $made' EXIT
-trap 'exit 130' HUP INT TERM
 if [ ! -e "$guard" ]; then
-    made=$guard
+    trap 'rm -f "$guard"' EXIT
+    trap 'exit 130' HUP INT TERM
     printf '#!/bin/sh\n# From cargo xtask setup, while it installs.\nexit 101\n' >"$guard"
     chmod 755 "$guard"
 fi
-# inn2 is not configured on a host whose name has no domain, unless it is told one. The rest is
-# what Debian's own file says.
-printf '%s\n' 'domain: host.example' 'pathhost: host.example' 'pathnews: /usr/lib/news' \
-    'mta: "/usr/sbin/sendmail -oi -oem %s"' 'hismethod: hisv6' 'ovmethod: tradindexed' >"$conf"
-chmod 644 "$conf"
-export INNCONF="$conf"
 apt-get -q update || echo "setup: some package source did not answer; going on"
 apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 install "$@"
 "#;
