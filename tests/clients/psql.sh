@@ -19,5 +19,6 @@ SQL
 sed 's/PID [0-9]*/PID n/' "$directory/printed"
 cmp "$directory/in.tsv" "$directory/out.tsv" && echo "copied $(wc -c < "$directory/out.tsv")"
 # An interrupt makes psql cancel its query, over a connection of its own.
-timeout -s INT 2 psql -XAt "$conninfo" -c 'select pg_sleep(30)' 2>&1 || true
+# In the foreground: otherwise timeout signals its whole group too, and psql cancels twice or once.
+timeout --foreground -s INT 2 psql -XAt "$conninfo" -c 'select pg_sleep(30)' 2>&1 || true
 rm "$directory/in.tsv" "$directory/out.tsv"

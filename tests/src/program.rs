@@ -6,6 +6,7 @@ mod mariadb;
 mod memcached;
 mod mosquitto;
 mod nats;
+mod openssh;
 mod postfix;
 mod prosody;
 mod python;

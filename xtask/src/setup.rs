@@ -179,6 +179,8 @@ const LAB: &[Package] = &[
         "/usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so",
     ),
     program("bsdutils", "logger"),
+    file("openssh-server", "/usr/sbin/sshd"),
+    program("openssh-client", "ssh"),
     file("python3-venv", PYTHON),
     program("postfix", "postfix"),
     program("swaks", "swaks"),

@@ -49,6 +49,8 @@ pub enum Cause {
     NativeTls,
     /// The agent does not trust the host's authority, by which its TLS was to end here.
     AgentDistrustsCa,
+    /// The agent speaks SSH, which nothing allows here.
+    NativeSsh,
     /// A stream that began as TLS went on as something else, or was none where TLS was due.
     NotTls,
     /// What the agent sent is not the protocol that it began with.
@@ -93,6 +95,7 @@ impl Cause {
             Self::TlsVersion => "tls_version",
             Self::NativeTls => "native_tls",
             Self::AgentDistrustsCa => "agent_distrusts_ca",
+            Self::NativeSsh => "native_ssh",
             Self::NotTls => "not_tls",
             Self::AgentProtocol => "agent_protocol",
             Self::Protocol => "protocol",

@@ -243,6 +243,12 @@ pub struct SessionRecord {
     /// Database that it named.
     #[serde(rename = "db.namespace", skip_serializing_if = "Option::is_none")]
     pub db_namespace: Option<String>,
+    /// An SSH server's banner.
+    #[serde(
+        rename = "mantled.ssh.server.banner",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub ssh_server: Option<String>,
     /// Bytes from the agent that were carried.
     #[serde(rename = "mantled.bytes.sent")]
     pub sent: u64,
@@ -285,6 +291,7 @@ impl SessionRecord {
             tls: TlsFacts::default(),
             db_user: None,
             db_namespace: None,
+            ssh_server: None,
             sent: 0,
             received: 0,
             duration_ms: 0,

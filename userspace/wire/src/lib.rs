@@ -38,6 +38,7 @@ mod reader;
 pub mod redis;
 mod rewrite;
 pub mod smtp;
+pub mod ssh;
 pub mod starttls;
 pub mod syslog;
 pub mod tds;

@@ -151,6 +151,8 @@ pub enum Protocol {
     Fluentd,
     /// Lumberjack: Beats and Logstash
     Lumberjack,
+    /// SSH
+    Ssh,
     /// Bytes that nobody looks at
     Opaque,
 }
@@ -179,6 +181,7 @@ impl Words for Protocol {
         ("memcached", Self::Memcached),
         ("fluentd", Self::Fluentd),
         ("lumberjack", Self::Lumberjack),
+        ("ssh", Self::Ssh),
         ("opaque", Self::Opaque),
     ];
 }

@@ -4,7 +4,7 @@ use std::{future::Future, io, pin::Pin, time::Duration};
 
 use mantled_wire::{
     Look, Progress, amqp, fluentd, ftp, http, imap, ldap, lumberjack, managesieve, memcached, mqtt,
-    mysql, nats, nntp, pop3, postgres, redis, smtp, syslog, tds, tls, xmpp,
+    mysql, nats, nntp, pop3, postgres, redis, smtp, ssh, syslog, tds, tls, xmpp,
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -185,6 +185,7 @@ pub fn recognise_greeting(greeting: &[u8], port: u16) -> Option<Spoken> {
         ),
         (Protocol::Mysql, mysql::looks_like_greeting(greeting)),
         (Protocol::Nats, nats::looks_like_info(greeting)),
+        (Protocol::Ssh, ssh::looks_like_banner(greeting)),
         (Protocol::Smtp, smtp::looks_like_greeting(greeting)),
         (Protocol::Lmtp, smtp::looks_like_lmtp_greeting(greeting)),
         (Protocol::Imap, imap::looks_like_greeting(greeting)),
@@ -306,6 +307,7 @@ fn looks(head: &[u8]) -> impl AsRef<[(Spoken, Look)]> {
         ),
         (Spoken::Known(Protocol::Xmpp), xmpp::looks_like_stream(head)),
         (Spoken::Known(Protocol::Tds), tds::looks_like_prelogin(head)),
+        (Spoken::Known(Protocol::Ssh), ssh::looks_like_banner(head)),
         (Spoken::Known(Protocol::Http), http1),
         (Spoken::Known(Protocol::Http2), http2),
         (
@@ -437,6 +439,7 @@ mod tests {
         b"<?xml version='1.0'?><stream:stream",
         b"\x30\x0c\x02\x01\x01\x60\x07",
         b"\x12\x01\0\x2f\0\0\x01\0",
+        b"SSH-2.0-x\r\n",
         b"hello\r\n",
         b"\r\n",
         b" ",
@@ -498,7 +501,7 @@ mod tests {
                 known(Protocol::Managesieve),
             ),
             (b"BYE \"busy\"\r\n", 4190, known(Protocol::Managesieve)),
-            (b"SSH-2.0-x\r\n", 25, Some(Spoken::ServerFirst)),
+            (b"SSH-2.0-x\r\n", 25, known(Protocol::Ssh)),
         ] {
             let found = recognise_greeting(greeting, port);
             assert_eq!(found, expected, "{}", greeting.escape_ascii());

@@ -3,6 +3,7 @@
 use mantled_wire::{
     Next, Progress, Rewrite, RewriteError,
     mysql::Goodbye,
+    ssh::Guard,
     tls::{MAX_HANDSHAKE, ProtocolVersion, RecordGuard, ServerFirst},
 };
 
@@ -16,6 +17,8 @@ pub enum Filter {
     None,
     /// The agent's own TLS: every byte must belong to a record.
     Records(RecordGuard),
+    /// SSH until its encryption begins.
+    Ssh(Guard),
     /// The same from the server, whose first message is remembered.
     ServerRecords(ServerRecords),
     /// A codec changes it.
@@ -61,6 +64,12 @@ impl Filter {
                         Cause::NotTls,
                         format!("what the agent sends is not TLS: {error}"),
                     )
+                })?;
+                Ok(chunk)
+            }
+            Self::Ssh(guard) => {
+                guard.check(chunk).map_err(|error| {
+                    Failure::new(Cause::Protocol, format!("this is not SSH: {error}"))
                 })?;
                 Ok(chunk)
             }

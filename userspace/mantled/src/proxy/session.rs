@@ -213,6 +213,9 @@ async fn carry(session: &mut Session, agent: &mut Agent, way: Way) -> Result<End
     let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
     session.record.sent += carried.sent;
     session.record.received += carried.received;
+    if let Filter::Ssh(guard) = &carried.from_server {
+        session.record.ssh_server = guard.banner().map(str::to_owned);
+    }
     if let Filter::ServerRecords(records) = &carried.from_server
         && let Some(ServerFirst::Hello(hello)) = &records.first
     {

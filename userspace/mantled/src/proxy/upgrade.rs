@@ -8,6 +8,7 @@ mod native;
 mod postgres;
 mod rehearse;
 mod resolver;
+mod ssh;
 mod starttls;
 mod syslog;
 mod tds;
@@ -99,6 +100,7 @@ impl Upgrade<'_> {
                 return self.terminate(dialling, Before::Nothing).await;
             }
             (_, Spoken::Tls) => return self.native(dialling, Before::Nothing).await,
+            (_, Spoken::Known(Protocol::Ssh)) => return self.ssh(dialling).await,
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
             }

@@ -4,7 +4,7 @@ use mantled_record::TlsFacts;
 use mantled_wire::{ftp, ldap, postgres::SslAnswer};
 use tokio::time::timeout;
 
-use super::{implicit::alpn, mysql, postgres, proven_name, starttls};
+use super::{implicit::alpn, mysql, postgres, proven_name, ssh, starttls};
 use crate::{
     config::{Limits, Protocol, TlsMode},
     error::{Cause, Failure},
@@ -28,6 +28,9 @@ pub async fn rehearse(
     spoken: Spoken,
     limits: &Limits,
 ) -> Result<TlsFacts, Failure> {
+    if spoken == Spoken::Known(Protocol::Ssh) {
+        return Err(ssh::needs_route());
+    }
     let name = proven_name(plan)?;
     let dialogue = match spoken {
         _ if plan.tls == TlsMode::Implicit => None,
