@@ -1,11 +1,11 @@
-//! The agent sees the same however a server's stream is split; no capability that it cannot use is
-//! left before it is authenticated or begins a message; the filter's output passes the filter
-//! unchanged. A dialogue takes no more than it was given. A refusal is one reply.
+//! The agent sees the same however a server's stream is split, and the filter's output passes the
+//! filter unchanged; nothing behind the server's readiness for a message is changed. A dialogue
+//! takes no more than it was given. A refusal is one line.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use mantled_wire::{
-    Look, Next, Rewrite,
+    Look, Rewrite,
     smtp::{EhloFilter, StartTls, looks_like_greeting, looks_like_lmtp_greeting, refusal},
     starttls::{Dialogue, Step},
 };
@@ -19,6 +19,8 @@ fuzz_target!(|input: (u16, &[u8])| {
         assert!(seen.len() <= stream.len());
         assert_eq!(filter(&[&seen]), Some(seen));
     }
+    let ready = [b"354 go\r\n", stream].concat();
+    assert_eq!(filter(&[&ready]), Some(ready));
     for look in [looks_like_greeting, looks_like_lmtp_greeting] {
         match look(first) {
             Look::NeedMore => {}
@@ -37,10 +39,7 @@ fn filter(pieces: &[&[u8]]) -> Option<Vec<u8>> {
     let mut filter = EhloFilter::default();
     let mut out = Vec::new();
     for piece in pieces {
-        let before = out.len();
-        if filter.rewrite(piece, &mut out).ok()? == Next::Done {
-            assert!(out.len() >= before);
-        }
+        filter.rewrite(piece, &mut out).ok()?;
     }
     filter.finish(&mut out);
     Some(out)
