@@ -44,6 +44,7 @@ const REFUSE: i32 = 0;
 
 const DNS: u16 = 53;
 const TCP: u32 = 6;
+const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
 pub const ENOMEM: i32 = 12;
 const ENETUNREACH: i32 = 101;
@@ -51,6 +52,10 @@ const ENETUNREACH: i32 = 101;
 /// Entry: see the module.
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
+    let stream = load!(ctx.sock_addr, bpf_sock_addr, type_) == STREAM;
+    if !stream && datagram::is_to_proxy(ctx, family) {
+        return refuse(EPERM);
+    }
     let Some(enrolled) = group::of_task() else {
         return PASS;
     };
@@ -63,7 +68,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         pending: 0,
         flow: describe(ctx, family, &enrolled),
     };
-    if load!(ctx.sock_addr, bpf_sock_addr, type_) != STREAM {
+    if !stream {
         return datagram::judge(ctx, family, &enrolled, &mut state);
     }
     if enrolled.group.mode == MODE_SURVEY {

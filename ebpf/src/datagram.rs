@@ -2,23 +2,28 @@
 //!
 //! Syslog can be upgraded: its datagrams go to the proxy, which carries them over TLS. Nothing else
 //! can, so in enforce mode it is refused here, where the caller gets an errno and the event knows
-//! the process. The egress program drops what these two calls do not
-//! see (raw sockets, sockets connected before).
+//! the process. The egress program drops what these two calls do not see (raw sockets, sockets
+//! connected before). While the daemon is down syslog is refused as well, also where TCP may pass.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::bpf_sock_addr,
+    helpers::bpf_get_netns_cookie,
     programs::{SkBuffContext, SockAddrContext},
 };
 use mantled_abi::{
-    Address, COUNT_DATAGRAM_REFUSED, COUNT_DOWN_PASSED, COUNT_RELAYED, Config, DOWN_OPEN,
-    EVENT_DATAGRAM_REFUSED, MAPPED, MODE_ENFORCE, Socket, Source, VERDICT_RELAYED,
+    Address, COUNT_DATAGRAM_REFUSED, COUNT_RELAYED, Config, EVENT_DATAGRAM_REFUSED, MAPPED,
+    MODE_ENFORCE, Socket, Source, VERDICT_RELAYED,
 };
 
 use crate::{
     connect::{
         ENOMEM, PASS, describe, is_alive, is_bypassed, is_resolver, refuse, remember, stays_here,
     },
-    context::{Family, LOOPBACK4, LOOPBACK6, is_local, is_mapped, load, set_user, socket},
+    context::{
+        Family, LOOPBACK4, LOOPBACK6, is_local, is_mapped, load, set_user, socket, user_address,
+        user_port,
+    },
     egress::{Packet, full_socket},
     event::tell,
     group::{self, Enrolled},
@@ -32,6 +37,9 @@ const EPERM: i32 = 1;
 /// sendto() and sendmsg() of an unconnected socket.
 #[inline(always)]
 pub fn send(ctx: &SockAddrContext, family: Family) -> i32 {
+    if is_to_proxy(ctx, family) {
+        return refuse(EPERM);
+    }
     match group::of_task() {
         Some(enrolled) => {
             let mut state = Socket {
@@ -44,6 +52,23 @@ pub fn send(ctx: &SockAddrContext, family: Family) -> i32 {
         }
         None => PASS,
     }
+}
+
+/// Does the caller itself name the proxy's socket for datagrams? Nobody on this host may: the proxy
+/// knows a datagram's sender by its source, which can be somebody else's a moment later.
+#[inline(always)]
+pub fn is_to_proxy(ctx: &SockAddrContext, family: Family) -> bool {
+    let Some(config) = CONFIG.get(0) else {
+        return false;
+    };
+    config.proxy_port != 0
+        && user_port(ctx) == config.proxy_port
+        && load!(ctx.sock_addr, bpf_sock_addr, protocol) == UDP
+        && is_local(&user_address(ctx, family))
+        // SAFETY: the helper takes the context.
+        && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == config.netns
+        // Without a daemon the port is anybody's.
+        && is_alive(ctx, config)
 }
 
 /// Local, bypassed and DNS to a resolver pass, syslog goes to the proxy; in enforce mode nothing
@@ -70,14 +95,9 @@ pub fn judge(
         && is_relayed(flow.port)
         && let Some(config) = CONFIG.get(0)
         && flow.netns == config.netns
+        && is_alive(ctx, config)
     {
-        if is_alive(ctx, config) {
-            return relay(ctx, family, config, state);
-        }
-        if enrolled.group.on_daemon_down == DOWN_OPEN {
-            count(COUNT_DOWN_PASSED);
-            return PASS;
-        }
+        return relay(ctx, family, config, state);
     }
     count(COUNT_DATAGRAM_REFUSED);
     tell(EVENT_DATAGRAM_REFUSED, protocol, flow);

@@ -31,6 +31,10 @@ use crate::{
 /// Length of a UDP header.
 const UDP_HEADER: usize = 8;
 
+/// Longest query over UDP (RFC 1035 §4.2.1): a name is half as long at most. What is longer is
+/// something else behind a query's header.
+const MAX_QUERY: u32 = 512;
+
 /// Of the header's flags: this is an answer, and what kind of query it is (RFC 1035 §4.1.1).
 const RESPONSE_AND_OPCODE: u16 = 0xf800;
 
@@ -70,6 +74,9 @@ fn note(ctx: &SkBuffContext, packet: &Packet, message: usize) -> Option<()> {
         || header[3] != 0
         || header[4] != 0
     {
+        return None;
+    }
+    if load!(ctx.skb.skb, __sk_buff, len) > message as u32 + MAX_QUERY {
         return None;
     }
     let query = QUERY.get_ptr_mut(0)?;

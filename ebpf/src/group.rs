@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_get_current_ancestor_cgroup_id, generated::bpf_skb_ancestor_cgroup_id},
 };
-use mantled_abi::{Group, MAX_DEPTH};
+use mantled_abi::{Group, MAX_DEPTH, MODE_RESOLVER};
 
 use crate::maps::GROUPS;
 
@@ -41,7 +41,11 @@ fn deepest(ancestor: impl Fn(i32) -> u64) -> Option<Enrolled> {
         // SAFETY: the value is copied out at once; a concurrent update can at worst mix two
         // settings of the operator's for this one decision.
         if let Some(group) = unsafe { GROUPS.get(id) } {
-            found = Some(Enrolled { id, group: *group });
+            // A resolver is found by its name alone. Inside of an enrolled group that is no way
+            // out of it: who may make cgroups there could choose the name.
+            if group.mode != MODE_RESOLVER || found.is_none() {
+                found = Some(Enrolled { id, group: *group });
+            }
         }
     }
     found

@@ -236,6 +236,17 @@ fn the_proxy_is_no_open_relay() -> Result<()> {
             "{who}: the proxy served a stranger"
         );
     }
+    // Nor are datagrams taken of anybody whom the kernel has not sent there.
+    for (mut command, who) in [
+        (lab.host.command(AGENT), "outside"),
+        (group.command(&lab.host, AGENT), "inside"),
+    ] {
+        let output = run(
+            command.args(["datagram", "127.0.0.1:18474", "<13>forged"]),
+            Duration::from_secs(10),
+        )?;
+        assert!(!output.status.success(), "{who}: it could be sent");
+    }
     let records = daemon.settled_records(2)?;
     for record in records {
         assert_eq!(record["error.type"], "not_redirected", "{record:#}");

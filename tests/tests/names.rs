@@ -45,6 +45,15 @@ fn echo(lab: &Lab, group: &Group) -> Result<std::process::Output> {
     )
 }
 
+/// A server whose certificate proves www.site.example, and a resolver with these lines.
+fn site(lab: &Lab, zone: &str) -> Result<(Server, Program)> {
+    let leaf = lab.authority.leaf(&["www.site.example"])?;
+    Ok((
+        Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?,
+        Program::dnsmasq(lab, zone)?,
+    ))
+}
+
 fn assert_verified(record: &Value, name: &str, source: &str) {
     assert_eq!(record["mantled.path"], "verified", "{record:#}");
     assert_eq!(record["mantled.tls.verified_name"], name, "{record:#}");
@@ -212,13 +221,7 @@ fn a_stub_resolver_on_the_host() -> Result<()> {
 #[test]
 fn dns_over_tcp_is_learnt_from_and_nothing_else_goes_to_a_resolver() -> Result<()> {
     let lab = lab!();
-    let _server = Server::start_echo(
-        &lab.site,
-        SITE_V4,
-        7000,
-        &lab.authority.leaf(&["www.site.example"])?,
-    )?;
-    let _resolver = Program::dnsmasq(&lab, WWW)?;
+    let _site = site(&lab, WWW)?;
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", DNS)?;
     let dig = |arguments: &[&str]| {
@@ -254,13 +257,7 @@ fn dns_over_tcp_is_learnt_from_and_nothing_else_goes_to_a_resolver() -> Result<(
 #[test]
 fn names_survive_a_restart() -> Result<()> {
     let lab = lab!();
-    let _server = Server::start_echo(
-        &lab.site,
-        SITE_V4,
-        7000,
-        &lab.authority.leaf(&["www.site.example"])?,
-    )?;
-    let _resolver = Program::dnsmasq(&lab, WWW)?;
+    let _site = site(&lab, WWW)?;
     let group = Group::new()?;
     let mut daemon = Daemon::start(&lab, &group, "enforce", DNS)?;
     look_up(&lab, &group, "www.site.example")?;
@@ -290,13 +287,7 @@ fn names_survive_a_restart() -> Result<()> {
 #[test]
 fn the_end_of_a_ttl_changes_nothing_for_who_is_connected_or_comes_back() -> Result<()> {
     let lab = lab!();
-    let _server = Server::start_echo(
-        &lab.site,
-        SITE_V4,
-        7000,
-        &lab.authority.leaf(&["www.site.example"])?,
-    )?;
-    let _resolver = Program::dnsmasq(&lab, &format!("{WWW}local-ttl=1\n"))?;
+    let _site = site(&lab, &format!("{WWW}local-ttl=1\n"))?;
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", DNS)?;
     look_up(&lab, &group, "www.site.example")?;
@@ -327,13 +318,7 @@ fn the_end_of_a_ttl_changes_nothing_for_who_is_connected_or_comes_back() -> Resu
 #[test]
 fn what_a_shared_resolver_asks_is_a_hint_and_no_more() -> Result<()> {
     let lab = lab!();
-    let _server = Server::start_echo(
-        &lab.site,
-        SITE_V4,
-        7000,
-        &lab.authority.leaf(&["www.site.example"])?,
-    )?;
-    let _resolver = Program::dnsmasq(&lab, WWW)?;
+    let _site = site(&lab, WWW)?;
     // The agent asks a daemon over a socket; that one asks DNS, in a cgroup of its own.
     let nscd = Group::named("nscd.service")?;
     let group = Group::new()?;
@@ -349,6 +334,29 @@ fn what_a_shared_resolver_asks_is_a_hint_and_no_more() -> Result<()> {
             assert_eq!(records[0]["mantled.name.source"], "address");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn the_name_of_a_resolver_is_no_way_out_of_a_group() -> Result<()> {
+    let lab = lab!();
+    let _plain = Server::start(&lab.site, SITE_V4, 7000, |mut stream| {
+        let mut copy = stream.try_clone()?;
+        std::io::copy(&mut stream, &mut copy).map(drop)
+    })?;
+    let group = Group::new()?;
+    let own = group.path().file_name().expect("it has one").to_owned();
+    // An agent that may make cgroups below its own chooses their names.
+    let below = Group::named(&format!("{}/nscd.service", own.display()))?;
+    let _daemon = Daemon::start(&lab, &group, "enforce", "[limits]\nhandshake = \"1s\"\n")?;
+    assert!(!echo(&lab, &below)?.status.success());
+    let datagram = run(
+        below
+            .command(&lab.host, AGENT)
+            .args(["datagram", "10.99.0.2:9999", "words"]),
+        Duration::from_secs(10),
+    )?;
+    assert!(!datagram.status.success());
     Ok(())
 }
 

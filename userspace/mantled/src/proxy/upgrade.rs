@@ -100,7 +100,11 @@ impl Upgrade<'_> {
                 return self.terminate(dialling, Before::Nothing).await;
             }
             (_, Spoken::Tls) => return self.native(dialling, Before::Nothing).await,
-            (_, Spoken::Known(Protocol::Ssh)) => return self.ssh(dialling).await,
+            // SSH inside TLS is what an implicit route asks for.
+            (
+                TlsMode::Auto | TlsMode::Starttls | TlsMode::Passthrough | TlsMode::Terminate,
+                Spoken::Known(Protocol::Ssh),
+            ) => return self.ssh(dialling).await,
             (TlsMode::Passthrough, Spoken::Known(Protocol::Postgresql)) => {
                 self.postgres(dialling).await
             }

@@ -24,14 +24,14 @@ use crate::config::Config;
 /// are two files, and are written one after the other.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The connectors that new connections use.
-#[derive(Debug)]
-pub struct LiveConnectors(RwLock<Arc<Connectors>>);
+/// The connectors that new connections use; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LiveConnectors(Arc<RwLock<Arc<Connectors>>>);
 
 impl LiveConnectors {
     /// Begins with these.
     pub fn new(connectors: Connectors) -> Self {
-        Self(RwLock::new(Arc::new(connectors)))
+        Self(Arc::new(RwLock::new(Arc::new(connectors))))
     }
 
     /// Those of now.

@@ -14,7 +14,7 @@ use mantled_wire::{
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
 
-use super::{Upgrade, Way, mysql, postgres, starttls::converse};
+use super::{Upgrade, Way, mysql, postgres, proven_name, starttls::converse};
 use crate::{
     config::{MinVersion, Route, TlsMode},
     error::{Cause, Failure},
@@ -135,8 +135,13 @@ impl Upgrade<'_> {
     /// that is what the route, or the plan, knows.
     pub(super) fn name_for(&self, hello: &ClientHello) -> Result<ServerName<'static>, Failure> {
         let Some(asked) = &hello.server_name else {
-            return Ok(self.plan.name.clone());
+            return proven_name(self.plan).cloned();
         };
+        // Where the agent knows several names, it says here which one it means.
+        let ambiguous = &self.plan.ambiguous;
+        if !ambiguous.is_empty() && ambiguous.iter().all(|name| **name != **asked) {
+            proven_name(self.plan)?;
+        }
         let asked = ServerName::try_from(asked.clone()).map_err(|_| {
             Failure::new(
                 Cause::CertificateName,

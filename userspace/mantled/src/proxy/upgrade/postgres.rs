@@ -174,7 +174,7 @@ fn without_binding(way: Way) -> Way {
 pub(super) fn no_answer() -> Failure {
     Failure::new(
         Cause::UpgradeTimeout,
-        "the server did not answer SSLRequest in time",
+        "the server did not answer the request for TLS in time",
     )
 }
 

@@ -27,7 +27,8 @@ impl Upgrade<'_> {
                 address: SocketAddr::new(self.dial.address.ip(), self.plan.implicit_port()),
                 ..self.dial
             },
-            connector: self.context.connectors.of_route(self.plan.route),
+            connectors: self.context.connectors.clone(),
+            route: self.plan.route,
             name: self.plan.name.clone(),
             patience: self.context.config.limits().handshake,
         };
