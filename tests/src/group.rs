@@ -40,13 +40,7 @@ impl Group {
     /// # Errors
     /// As [`Self::new`].
     pub fn named(name: &str) -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let root = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find_map(|fields| (fields.get(2) == Some(&"cgroup2")).then(|| fields[1].to_owned()))
-            .context("no cgroup v2 hierarchy")?;
-        let path = Path::new(&root).join(name);
+        let path = hierarchy()?.join(name);
         fs::create_dir(&path)?;
         Ok(Self { path })
     }
@@ -77,12 +71,27 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        for _ in 0..200 {
-            let _ = fs::write(self.path.join("cgroup.kill"), "1");
-            if fs::remove_dir(&self.path).is_ok() || !self.path.exists() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
+        remove(&self.path);
+    }
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+pub(crate) fn hierarchy() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find_map(|fields| (fields.get(2) == Some(&"cgroup2")).then(|| PathBuf::from(fields[1])))
+        .context("no cgroup v2 hierarchy")
+}
+
+/// Ends what runs in a group, and removes it.
+pub(crate) fn remove(group: &Path) {
+    for _ in 0..200 {
+        let _ = fs::write(group.join("cgroup.kill"), "1");
+        if fs::remove_dir(group).is_ok() || !group.exists() {
+            return;
         }
+        thread::sleep(Duration::from_millis(10));
     }
 }

@@ -17,6 +17,7 @@ mod netns;
 mod postgres;
 mod program;
 mod server;
+mod sweep;
 mod tds;
 
 pub use capture::{Capture, assert_clean};

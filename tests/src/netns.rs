@@ -17,7 +17,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::{Authority, succeed};
+use crate::{Authority, succeed, sweep};
 
 /// The host's address on the wire.
 pub const HOST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
@@ -52,6 +52,7 @@ impl Lab {
         if !nix::unistd::geteuid().is_root() {
             bail!("the lab needs root");
         }
+        sweep::sweep()?;
         let doctor = Command::new(crate::mantled()?).arg("doctor").output()?;
         if !doctor.status.success() {
             bail!(
@@ -61,7 +62,9 @@ impl Lab {
         }
         let bpffs = Path::new("/sys/fs/bpf");
         let mounted = statfs(bpffs).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
-        let directory = tempfile::Builder::new().prefix("mantled-lab-").tempdir()?;
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("mantled-lab-{}-", std::process::id()))
+            .tempdir()?;
         // Servers that drop root read their certificates here.
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;

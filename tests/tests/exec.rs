@@ -12,7 +12,8 @@ use mantled_tests::{Lab, SITE_V4, Server, eventually, lab, mantled, run, succeed
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 
-/// Programs on the root cgroup, cgroups, pins: what a host without mantled does not have.
+/// Programs on the root cgroup, cgroups, pins: what a host without mantled does not have. The
+/// lab's own cgroups, `mantled-test-`, are not mantled's.
 fn traces() -> Result<Vec<String>> {
     let mut found = Vec::new();
     let programs = succeed(Command::new("bpftool").args(["prog", "show"]))?;
@@ -27,7 +28,7 @@ fn traces() -> Result<Vec<String>> {
         let root = line.split(' ').nth(1).context("no mount point")?;
         for entry in fs::read_dir(root)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.starts_with("mantled-") {
+            if name.starts_with("mantled-") && !name.starts_with("mantled-test-") {
                 found.push(name);
             }
         }
