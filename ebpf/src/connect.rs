@@ -21,9 +21,10 @@ use aya_ebpf::{
 use mantled_abi::{
     Address, Bypass, COUNT_BYPASSED, COUNT_DOWN_PASSED, COUNT_DOWN_REFUSED, COUNT_LOCAL,
     COUNT_NAMESPACE_PASSED, COUNT_NAMESPACE_REFUSED, COUNT_NO_STORAGE, COUNT_REDIRECTED,
-    COUNT_UNREACHABLE, Config, DOWN_OPEN, Destination, EVENT_DOWN_PASSED, EVENT_DOWN_REFUSED,
-    EVENT_NAMESPACE_REFUSED, Flow, MAPPED, MODE_ENFORCE, MODE_RESOLVER, MODE_SURVEY, Socket,
-    VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_REDIRECTED, VERDICT_SURVEYED,
+    COUNT_UNREACHABLE, DOWN_OPEN, Destination, EVENT_DOWN_PASSED, EVENT_DOWN_REFUSED,
+    EVENT_NAMESPACE_PASSED, EVENT_NAMESPACE_REFUSED, Flow, Listener, MAPPED, MODE_ENFORCE,
+    MODE_RESOLVER, MODE_SURVEY, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_REDIRECTED,
+    VERDICT_SURVEYED,
 };
 
 use crate::{
@@ -34,7 +35,7 @@ use crate::{
     datagram,
     event::tell,
     group::{self, Enrolled},
-    maps::{BYPASS4, BYPASS6, CONFIG, LIVENESS, RESOLVERS, SOCKETS, UNREACHABLE, count},
+    maps::{BYPASS4, BYPASS6, CONFIG, LISTENERS, LIVENESS, RESOLVERS, SOCKETS, UNREACHABLE, count},
 };
 
 /// The system call goes on.
@@ -89,19 +90,17 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         count(COUNT_BYPASSED);
         return pass_as(ctx, &mut state, VERDICT_BYPASSED);
     }
-    let Some(config) = CONFIG.get(0) else {
-        return refuse(ECONNREFUSED);
-    };
-    if config.netns != 0 && flow.netns != config.netns {
+    let Some(listener) = listener_of(flow.netns) else {
         if enrolled.group.mode == MODE_ENFORCE {
             count(COUNT_NAMESPACE_REFUSED);
             tell(EVENT_NAMESPACE_REFUSED, TCP, flow);
             return refuse(ECONNREFUSED);
         }
         count(COUNT_NAMESPACE_PASSED);
+        tell(EVENT_NAMESPACE_PASSED, TCP, flow);
         return PASS;
-    }
-    if !is_alive(ctx, config) {
+    };
+    if !is_alive(ctx, listener) {
         if enrolled.group.on_daemon_down == DOWN_OPEN {
             count(COUNT_DOWN_PASSED);
             tell(EVENT_DOWN_PASSED, TCP, flow);
@@ -134,19 +133,19 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         };
     }
     let mapped = is_mapped(&flow.destination);
-    state.via_port = config.proxy_port;
+    state.via_port = listener.proxy_port;
     state.pending = 1;
     if !remember(socket(ctx), &mut state, VERDICT_REDIRECTED) {
         return refuse(ENOMEM);
     }
-    let listener: Address = if mapped {
+    let proxy: Address = if mapped {
         [0, 0, MAPPED, LOOPBACK4]
     } else {
         LOOPBACK6
     };
-    set_user(ctx, family, &listener, config.proxy_port);
+    set_user(ctx, family, &proxy, listener.proxy_port);
     count(COUNT_REDIRECTED);
-    if config.debug != 0 {
+    if CONFIG.get(0).is_some_and(|config| config.debug != 0) {
         aya_log_ebpf::debug!(
             ctx,
             "redirected pid {} cookie {} port {}",
@@ -248,20 +247,25 @@ pub fn describe(ctx: &SockAddrContext, family: Family, enrolled: &Enrolled) -> F
     }
 }
 
+/// Where the daemon listens in a network namespace; None where it does not.
+#[inline(always)]
+pub fn listener_of(netns: u64) -> Option<&'static Listener> {
+    // SAFETY: an entry is written when its namespace gets a listener; one that replaces it under
+    // our eyes could at worst send this connection to a port where nobody listens.
+    unsafe { LISTENERS.get(netns) }
+}
+
 /// Is a daemon there? Its liveness socket is looked up in the network namespace of the calling
 /// socket and must carry the daemon's instance number. The socket is gone the moment the daemon
 /// is, so nothing has to be heard from it regularly.
 #[inline(always)]
-pub fn is_alive(ctx: &SockAddrContext, config: &Config) -> bool {
+pub fn is_alive(ctx: &SockAddrContext, listener: &Listener) -> bool {
     const CURRENT_NETNS: u64 = u64::MAX;
-    if config.instance == 0 {
-        return false;
-    }
     // struct bpf_sock_tuple: source address, destination address, source port, destination port.
-    let ports = u32::from(config.liveness_port.to_be()) << 16;
+    let ports = u32::from(listener.liveness_port.to_be()) << 16;
     let mut tuple: [u32; 3] = [LOOPBACK4, LOOPBACK4, ports];
     // SAFETY: the tuple is 12 bytes long, the IPv4 form.
-    let listener = unsafe {
+    let socket = unsafe {
         bpf_sk_lookup_tcp(
             ctx.as_ptr(),
             tuple.as_mut_ptr().cast(),
@@ -270,15 +274,15 @@ pub fn is_alive(ctx: &SockAddrContext, config: &Config) -> bool {
             0,
         )
     };
-    if listener.is_null() {
+    if socket.is_null() {
         return false;
     }
-    let alive = load!(listener, bpf_sock, state) == TCP_LISTEN
+    let alive = load!(socket, bpf_sock, state) == TCP_LISTEN
         && LIVENESS
-            .get(listener)
-            .is_some_and(|mark| *mark == config.instance);
+            .get(socket)
+            .is_some_and(|mark| *mark == listener.instance);
     // SAFETY: releases what the lookup took.
-    unsafe { bpf_sk_release(listener.cast()) };
+    unsafe { bpf_sk_release(socket.cast()) };
     alive
 }
 

@@ -12,13 +12,14 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use mantled_abi::{
-    Address, COUNT_DATAGRAM_REFUSED, COUNT_RELAYED, Config, EVENT_DATAGRAM_REFUSED, MAPPED,
+    Address, COUNT_DATAGRAM_REFUSED, COUNT_RELAYED, EVENT_DATAGRAM_REFUSED, Listener, MAPPED,
     MODE_ENFORCE, Socket, Source, VERDICT_RELAYED,
 };
 
 use crate::{
     connect::{
-        ENOMEM, PASS, describe, is_alive, is_bypassed, is_resolver, refuse, remember, stays_here,
+        ENOMEM, PASS, describe, is_alive, is_bypassed, is_resolver, listener_of, refuse, remember,
+        stays_here,
     },
     context::{
         Family, LOOPBACK4, LOOPBACK6, is_local, is_mapped, load, set_user, socket, user_address,
@@ -27,7 +28,7 @@ use crate::{
     egress::{Packet, full_socket},
     event::tell,
     group::{self, Enrolled},
-    maps::{CONFIG, DATAGRAMS, RELAYED, SOCKETS, count},
+    maps::{DATAGRAMS, RELAYED, SOCKETS, count},
 };
 
 const DNS: u32 = 53;
@@ -58,17 +59,16 @@ pub fn send(ctx: &SockAddrContext, family: Family) -> i32 {
 /// knows a datagram's sender by its source, which can be somebody else's a moment later.
 #[inline(always)]
 pub fn is_to_proxy(ctx: &SockAddrContext, family: Family) -> bool {
-    let Some(config) = CONFIG.get(0) else {
+    if load!(ctx.sock_addr, bpf_sock_addr, protocol) != UDP || !is_local(&user_address(ctx, family))
+    {
         return false;
-    };
-    config.proxy_port != 0
-        && user_port(ctx) == config.proxy_port
-        && load!(ctx.sock_addr, bpf_sock_addr, protocol) == UDP
-        && is_local(&user_address(ctx, family))
-        // SAFETY: the helper takes the context.
-        && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == config.netns
+    }
+    // SAFETY: the helper takes the context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    listener_of(netns).is_some_and(|listener| {
         // Without a daemon the port is anybody's.
-        && is_alive(ctx, config)
+        user_port(ctx) == listener.proxy_port && is_alive(ctx, listener)
+    })
 }
 
 /// Local, bypassed and DNS to a resolver pass, syslog goes to the proxy; in enforce mode nothing
@@ -93,11 +93,10 @@ pub fn judge(
     let protocol = load!(ctx.sock_addr, bpf_sock_addr, protocol);
     if protocol == UDP
         && is_relayed(flow.port)
-        && let Some(config) = CONFIG.get(0)
-        && flow.netns == config.netns
-        && is_alive(ctx, config)
+        && let Some(listener) = listener_of(flow.netns)
+        && is_alive(ctx, listener)
     {
-        return relay(ctx, family, config, state);
+        return relay(ctx, family, listener, state);
     }
     count(COUNT_DATAGRAM_REFUSED);
     tell(EVENT_DATAGRAM_REFUSED, protocol, flow);
@@ -114,7 +113,7 @@ fn is_relayed(port: u32) -> bool {
 /// Sends the datagrams of this socket to the proxy. Which server a datagram was for is told by its
 /// socket, so a socket keeps the first one: another is refused rather than confused.
 #[inline(always)]
-fn relay(ctx: &SockAddrContext, family: Family, config: &Config, state: &mut Socket) -> i32 {
+fn relay(ctx: &SockAddrContext, family: Family, listener: &Listener, state: &mut Socket) -> i32 {
     let flow = &state.flow;
     let sk = socket(ctx);
     let other = SOCKETS.get(sk).is_some_and(|known| {
@@ -126,24 +125,23 @@ fn relay(ctx: &SockAddrContext, family: Family, config: &Config, state: &mut Soc
         tell(EVENT_DATAGRAM_REFUSED, UDP, flow);
         return refuse(EPERM);
     }
-    let listener: Address = if is_mapped(&flow.destination) {
+    let proxy: Address = if is_mapped(&flow.destination) {
         [0, 0, MAPPED, LOOPBACK4]
     } else {
         LOOPBACK6
     };
-    state.via_port = config.proxy_port;
+    state.via_port = listener.proxy_port;
     if !remember(sk, state, VERDICT_RELAYED) {
         return refuse(ENOMEM);
     }
-    set_user(ctx, family, &listener, config.proxy_port);
+    set_user(ctx, family, &proxy, listener.proxy_port);
     PASS
 }
 
 /// A datagram to the proxy leaves its socket: now its source is known.
 #[inline(always)]
 pub fn publish(ctx: &SkBuffContext, packet: &Packet) {
-    let proxy = CONFIG.get(0).map_or(0, |config| config.proxy_port);
-    if packet.protocol != UDP as u8 || packet.port != proxy || proxy == 0 {
+    if packet.protocol != UDP as u8 {
         return;
     }
     let sk = full_socket(ctx);
@@ -153,7 +151,7 @@ pub fn publish(ctx: &SkBuffContext, packet: &Packet) {
     let Some(state) = SOCKETS.get(sk) else {
         return;
     };
-    if state.verdict != VERDICT_RELAYED {
+    if state.verdict != VERDICT_RELAYED || packet.port != state.via_port {
         return;
     }
     let key = Source {

@@ -10,18 +10,18 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_get_socket_cookie, bpf_sk_fullsock,
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock,
     },
     programs::{SkBuffContext, SockContext},
 };
 use mantled_abi::{
-    Address, COUNT_DROPPED, COUNT_INBOUND_DROPPED, EVENT_DROPPED, Flow, INBOUND_ALLOW, MAPPED,
-    MODE_ENFORCE, MODE_RESOLVER, MODE_SURVEY, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN,
-    VERDICT_OWNED,
+    Address, COUNT_DROPPED, COUNT_INBOUND_DROPPED, EVENT_DROPPED, EVENT_NAMESPACE_SEEN, Flow,
+    INBOUND_ALLOW, MAPPED, MODE_ENFORCE, MODE_OBSERVE, MODE_RESOLVER, MODE_SURVEY, Socket,
+    VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_OWNED,
 };
 
 use crate::{
-    connect::{is_bypassed, is_resolver},
+    connect::{is_bypassed, is_resolver, listener_of},
     context::{LOOPBACK_DEVICE, TCP_LISTEN, is_local, load, load_pointer},
     datagram, dns,
     event::tell,
@@ -59,7 +59,8 @@ pub struct Packet {
 }
 
 /// A socket is made by a task of an enrolled group: note who, for the events of packets that are
-/// sent when nobody's system call is running.
+/// sent when nobody's system call is running. Where its network namespace has no listener, the
+/// daemon is told now, so that it has a good chance to listen before connect() comes.
 #[inline(always)]
 pub fn own(ctx: &SockContext) -> i32 {
     let task = bpf_get_current_pid_tgid();
@@ -76,6 +77,14 @@ pub fn own(ctx: &SockContext) -> i32 {
         },
         ..Socket::default()
     };
+    // SAFETY: the helper takes the context.
+    if listener_of(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }).is_none()
+        && let Some(enrolled) = group::of_task()
+        && matches!(enrolled.group.mode, MODE_OBSERVE | MODE_ENFORCE)
+    {
+        state.flow.group = enrolled.id;
+        tell(EVENT_NAMESPACE_SEEN, 0, &state.flow);
+    }
     // Without memory the events lack a process, nothing else.
     let _ = SOCKETS.get_or_insert(ctx.sock, &mut state);
     PASS

@@ -15,8 +15,9 @@ use mantled_abi::{
 };
 
 use crate::{
+    connect::listener_of,
     context::{is_local, load, load_pointer},
-    maps::{ACCEPTED, CONFIG, FLOWS, SESSIONS, SOCKETS, count},
+    maps::{ACCEPTED, FLOWS, SESSIONS, SOCKETS, count},
 };
 
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: before the SYN.
@@ -62,10 +63,7 @@ fn publish(ctx: &SockOpsContext) {
     let Some(state) = state else {
         // Nobody sent this one to the proxy. Should a flow have been left under its address, it
         // is not this connection's.
-        if CONFIG
-            .get(0)
-            .is_some_and(|config| u32::from(config.proxy_port) == port)
-        {
+        if listens_on(ctx, port) {
             let _ = FLOWS.remove(local(ctx));
         }
         return;
@@ -91,10 +89,7 @@ fn publish(ctx: &SockOpsContext) {
 /// can use after this connection, to the socket itself.
 #[inline(always)]
 fn hand_over(ctx: &SockOpsContext) {
-    let listening = CONFIG
-        .get(0)
-        .map_or(0, |config| u32::from(config.proxy_port));
-    if load!(ctx.ops, bpf_sock_ops, local_port) != listening {
+    if !listens_on(ctx, load!(ctx.ops, bpf_sock_ops, local_port)) {
         return;
     }
     let sk = load_pointer!(ctx.ops, bpf_sock_ops, __bindgen_anon_2) as *mut bpf_sock;
@@ -110,6 +105,12 @@ fn hand_over(ctx: &SockOpsContext) {
     if ACCEPTED.get_or_insert(sk, &mut id).is_some() {
         let _ = FLOWS.remove(key);
     }
+}
+
+/// Is this the proxy's port in the socket's network namespace?
+#[inline(always)]
+fn listens_on(ctx: &SockOpsContext, port: u32) -> bool {
+    listener_of(netns(ctx)).is_some_and(|listener| u32::from(listener.proxy_port) == port)
 }
 
 #[inline(always)]
@@ -168,12 +169,17 @@ fn remote(ctx: &SockOpsContext) -> Source {
 #[inline(always)]
 fn source(ctx: &SockOpsContext, address: Address, port: u32) -> Source {
     Source {
-        // SAFETY: the helper takes the context.
-        netns: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
+        netns: netns(ctx),
         address,
         port,
         pad: 0,
     }
+}
+
+#[inline(always)]
+fn netns(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the context.
+    unsafe { bpf_get_netns_cookie(ctx.ops.cast()) }
 }
 
 #[inline(always)]

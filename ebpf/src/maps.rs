@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use mantled_abi::{
-    Address, Bypass, COUNTERS as COUNTER_COUNT, Config, Destination, Flow, Group, NameEntry,
-    NameKey, Query, QueryKey, Socket, Source, SurveyKey, Surveyed, Unreachable,
+    Address, Bypass, COUNTERS as COUNTER_COUNT, Config, Destination, Flow, Group, Listener,
+    NameEntry, NameKey, Query, QueryKey, Socket, Source, SurveyKey, Surveyed, Unreachable,
 };
 
 const NO_PREALLOC: usize = 1;
@@ -71,9 +71,14 @@ impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
     }
 }
 
-/// The daemon's facts; one entry. Zeroed until a daemon has started: nothing is alive then.
+/// The daemon's facts; one entry.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Where the daemon listens, by network namespace. Empty until a daemon has started. Full: the
+/// namespace that finds no room has no listener.
+#[map]
+pub static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(4096, NO_PREALLOC as u32);
 
 /// Enrolled cgroups by id. Full: enrolment fails, and says so.
 #[map]

@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of this layout; any change to a type below raises it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An IP address: sixteen bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
 ///
@@ -29,18 +29,26 @@ pub const MAX_DEPTH: u32 = 12;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Network namespace in which the daemon listens (`SO_NETNS_COOKIE`). Sockets of another
-    /// namespace have no proxy to go to.
-    pub netns: u64,
-    /// Value that the daemon put into the socket storage of its liveness socket. Only who can
-    /// write the map can be taken for the daemon; holding the port is not enough. Never zero.
+    /// Non-zero: programs write to the aya-log ring buffer.
+    pub debug: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// Where the daemon listens in one network namespace: value of map `LISTENERS`, whose key is the
+/// namespace (`SO_NETNS_COOKIE`). Sockets of a namespace without an entry have no proxy to go to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listener {
+    /// Value that the daemon put into the socket storage of its liveness socket there. Only who
+    /// can write the map can be taken for the daemon; holding the port is not enough. Never zero.
     pub instance: u64,
     /// Port of the proxy's listeners on 127.0.0.1 and ::1.
     pub proxy_port: u16,
     /// Port of the liveness socket on 127.0.0.1. It is closed when the daemon dies.
     pub liveness_port: u16,
-    /// Non-zero: programs write to the aya-log ring buffer.
-    pub debug: u32,
+    /// Explicit padding.
+    pub pad: u32,
 }
 
 /// An enrolled cgroup: value of map `GROUPS`, whose key is the cgroup's id (`u64`).
@@ -394,6 +402,11 @@ pub const EVENT_DOWN_REFUSED: u32 = 3;
 pub const EVENT_DOWN_PASSED: u32 = 4;
 /// connect() was refused because the socket's network namespace has no listener.
 pub const EVENT_NAMESPACE_REFUSED: u32 = 5;
+/// connect() was left alone, in observe mode, because the socket's network namespace has no
+/// listener.
+pub const EVENT_NAMESPACE_PASSED: u32 = 6;
+/// A socket was made in a network namespace that has no listener: it is time to open one.
+pub const EVENT_NAMESPACE_SEEN: u32 = 7;
 
 /// Declares the counters once: their indexes in map `COUNTERS`, their names and their number.
 macro_rules! counters {

@@ -14,10 +14,13 @@ use std::{
 use ipnet::IpNet;
 use mantled_record::{SessionRecord, Sink};
 use mantled_redirect::{
-    Counters, Interceptor, Listeners, Pins, abi, cgroup::Cgroup, events::Events,
+    Counters, Interceptor, Listeners, Pins, Watch, abi,
+    cgroup::Cgroup,
+    events::{Events, Kind},
+    namespaces::InProcess,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
@@ -25,11 +28,13 @@ use crate::{
     config::{Bypass, Config, OnFailure, Target},
     enrollment::{self, Unit},
     names::Names,
+    namespaces,
     proxy::{
         self, Context,
         checks::Checks,
         data_channels::DataChannels,
         ledger::{Ledger, Owed},
+        place::Place,
         syslog::Kept,
         without_tls::WithoutTls,
     },
@@ -86,6 +91,8 @@ pub struct App {
     pub interceptor: Interceptor,
     context: Arc<Context>,
     listeners: Listeners,
+    home: Place,
+    watch: Watch,
     units: Vec<Unit>,
     writer: JoinHandle<()>,
 }
@@ -189,6 +196,9 @@ impl App {
             .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         interceptor.set_resolvers(&resolvers)?;
         interceptor.set_relayed(&config.relayed_ports())?;
+        let own = InProcess::start()
+            .map_err(|error| failed("starting the thread that enters namespaces", &error))?;
+        let watch = interceptor.watch(Arc::new(own))?;
         interceptor.serve(&listeners, options.debug)?;
         interceptor.attach()?;
 
@@ -198,13 +208,14 @@ impl App {
         let netns = listeners
             .netns()
             .map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
+        let permits = Arc::new(Semaphore::new(config.limits().sessions));
         let context = Arc::new(Context {
             config,
             connectors: LiveConnectors::new(connectors),
             flows,
             names: Arc::new(names),
             resolvers,
-            netns,
+            permits,
             ledger,
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),
@@ -216,6 +227,8 @@ impl App {
             interceptor,
             context,
             listeners,
+            home: Place::home(netns),
+            watch,
             units,
             writer,
         };
@@ -256,6 +269,7 @@ impl App {
                 return Err(error);
             }
         }
+        app.watch.forget_others(netns)?;
         Ok(app)
     }
 
@@ -287,6 +301,8 @@ impl App {
             mut interceptor,
             context,
             listeners,
+            home,
+            watch,
             mut units,
             writer,
         } = self;
@@ -294,16 +310,19 @@ impl App {
         let counters = interceptor.counters();
         let names = Arc::clone(&context.names);
         let background = [
-            tokio::spawn(log_events(events)),
+            tokio::spawn(log_events(events, watch.clone())),
             tokio::spawn(sweep(Arc::clone(&context))),
             tokio::spawn(async move { names.follow().await }),
             tokio::spawn(follow_trust(Arc::clone(&context))),
         ];
+        let elsewhere = tokio::spawn(namespaces::run(Arc::clone(&context), watch, stop.clone()));
         let sockets = listeners.into_parts();
         let served = tokio::select! {
-            served = proxy::run(Arc::clone(&context), sockets, stop) => served,
+            served = proxy::run(Arc::clone(&context), home, sockets, stop) => served,
             () = enrollment::follow(&mut interceptor, &context.config, &context.resolvers, &mut units) => Ok(()),
         };
+        // Both drain for as long.
+        let _ = elsewhere.await;
         for task in background {
             task.abort();
             let _ = task.await;
@@ -381,8 +400,9 @@ pub fn open_log(file: &Path) -> Result<Box<dyn Write + Send>, StartError> {
     Ok(Box::new(file))
 }
 
-/// Logs what the kernel programs refuse and drop.
-async fn log_events(mut events: Events) {
+/// Logs what the kernel programs refuse and drop. What they say of network namespaces has these
+/// looked at.
+async fn log_events(mut events: Events, watch: Watch) {
     let mut second = Instant::now();
     let (mut logged, mut suppressed) = (0, 0_u64);
     loop {
@@ -393,6 +413,16 @@ async fn log_events(mut events: Events) {
                 return;
             }
         };
+        if matches!(
+            event.kind,
+            Kind::NamespaceSeen | Kind::NamespaceRefused | Kind::NamespacePassed
+        ) {
+            watch.wake();
+        }
+        if event.kind == Kind::NamespaceSeen {
+            // Nothing has happened to it.
+            continue;
+        }
         if second.elapsed() >= Duration::from_secs(1) {
             if suppressed > 0 {
                 tracing::warn!(
@@ -416,8 +446,26 @@ async fn log_events(mut events: Events) {
             process.executable.name = event.comm,
             process.user.id = event.uid,
             cgroup = event.group,
-            "refused by the kernel"
+            "{}",
+            what_happened(event.kind)
         );
+    }
+}
+
+/// An event in a sentence, with the remedy where there is one.
+fn what_happened(kind: Kind) -> &'static str {
+    match kind {
+        Kind::NamespaceRefused => {
+            "refused by the kernel: mantled did not listen in this container's network namespace \
+             yet; it does in a moment, so the agent should try again (where this goes on, see the \
+             error about that namespace)"
+        }
+        Kind::NamespacePassed => {
+            "passed mantled by: it did not listen in this container's network namespace yet; it \
+             does in a moment (where this goes on, see the error about that namespace)"
+        }
+        Kind::DownPassed => "passed mantled by: the daemon was down, and on_daemon_down is open",
+        _ => "refused by the kernel",
     }
 }
 

@@ -1,7 +1,7 @@
 //! Enrolling groups: what happens to the connections that they have, and following units from one
 //! cgroup to the next.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, os::fd::OwnedFd, time::Duration};
 
 use mantled_redirect::{
     Interceptor, abi,
@@ -83,6 +83,23 @@ pub fn enroll(
     let enforce = settings.mode == abi::MODE_ENFORCE;
     let group = cgroup.path().display();
     tracing::info!(cgroup = %group, mode = if enforce { "enforce" } else { "observe" }, "enrolled");
+    end_existing(config, resolvers, cgroup, settings, known, None);
+    Ok(())
+}
+
+/// Ends the connections of a group that enforcing would not have allowed, in the network namespace
+/// that `netlink` is of; None is the daemon's own. A group that was `known` before may keep what
+/// was allowed then.
+pub fn end_existing(
+    config: &Config,
+    resolvers: &[IpAddr],
+    cgroup: &Cgroup,
+    settings: abi::Group,
+    known: bool,
+    netlink: Option<OwnedFd>,
+) {
+    let enforce = settings.mode == abi::MODE_ENFORCE;
+    let group = cgroup.path().display();
     let allows_inbound = settings.inbound == abi::INBOUND_ALLOW;
     let ends = |candidate| match candidate {
         Candidate::ForeignListener => enforce && !allows_inbound,
@@ -92,11 +109,11 @@ pub fn enroll(
             enforce && !is_excepted(config, resolvers, peer, port)
         }
     };
-    let found = match existing::inspect(cgroup, ends) {
+    let found = match existing::inspect(cgroup, netlink, ends) {
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "sockets from before enrolment could not be ended; packets of the group's own are dropped");
-            return Ok(());
+            return;
         }
     };
     if found.ended > 0 {
@@ -126,7 +143,6 @@ pub fn enroll(
             "listeners that were made outside of the group (socket activation): what they accept is not the group's"
         );
     }
-    Ok(())
 }
 
 /// What an enforced group may reach past the proxy.

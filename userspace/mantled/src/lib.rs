@@ -35,7 +35,8 @@
 //!    and its successor writes them as `aborted`.
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
-//! [`enrollment`] enrols groups and follows units; [`app`] builds and joins the parts, binds
+//! [`enrollment`] enrols groups and follows units; [`namespaces`] serves agents in containers, whose
+//! servers are dialled from where they are ([`proxy::place`]); [`app`] builds and joins the parts, binds
 //! everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
 //! anything is touched; [`cli`] is the command line.
 //!
@@ -52,6 +53,7 @@ pub mod enrollment;
 pub mod error;
 pub mod identity;
 pub mod names;
+pub mod namespaces;
 pub mod proxy;
 pub mod survey;
 pub mod time;

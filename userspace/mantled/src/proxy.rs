@@ -18,6 +18,7 @@ pub mod detect;
 pub mod filter;
 pub mod ledger;
 pub mod origin;
+pub mod place;
 pub mod plan;
 pub mod refusal;
 pub mod relay;
@@ -30,20 +31,21 @@ pub mod upgrade;
 pub mod upstream;
 pub mod without_tls;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{future::pending, io, net::IpAddr, sync::Arc, time::Duration};
 
 use mantled_redirect::{Flows, Parts};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::{config::Config, names::Names, tls::LiveConnectors};
 use checks::Checks;
 use data_channels::DataChannels;
 use ledger::Ledger;
+use place::Place;
 use without_tls::WithoutTls;
 
 /// After accept() has failed for want of descriptors or memory: time for sessions to end.
@@ -51,6 +53,10 @@ const BREATH: Duration = Duration::from_millis(50);
 
 /// How long a daemon that stops goes on accepting what is in the backlog.
 const LAST_CALL: Duration = Duration::from_millis(50);
+
+/// How long sessions outlive the last process of their network namespace, which they keep: time for
+/// what the agent said last to arrive.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What every session reads.
 #[derive(Debug)]
@@ -65,8 +71,8 @@ pub struct Context {
     pub names: Arc<Names>,
     /// Whom enrolled groups may ask for names.
     pub resolvers: Vec<IpAddr>,
-    /// The network namespace of the listeners.
-    pub netns: u64,
+    /// A session needs one of them.
+    pub permits: Arc<Semaphore>,
     /// Open sessions and their records.
     pub ledger: Ledger,
     /// Servers that had no TLS a moment ago.
@@ -81,6 +87,52 @@ pub struct Context {
     pub checks: Checks,
 }
 
+/// When the listeners of a place are to close: the daemon stops, or the place has ended.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    daemon: watch::Receiver<bool>,
+    place: Place,
+}
+
+impl Stop {
+    /// Waits until they are.
+    pub async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.daemon.wait_for(|stop| *stop) => {}
+            () = self.place.ended() => {}
+        }
+    }
+
+    /// Waits until these sessions have ended, for as long as there is time; cuts those that have
+    /// not, each with a record. A place that has ended leaves them [`GRACE`].
+    pub async fn drain(&self, sessions: &mut JoinSet<()>, drain: Duration) {
+        let over = async {
+            let stops = async {
+                if *self.daemon.borrow() {
+                    sleep(drain).await;
+                } else {
+                    pending().await
+                }
+            };
+            tokio::select! {
+                () = stops => {}
+                () = self.place.ended() => sleep(GRACE).await,
+            }
+        };
+        let drained = tokio::select! {
+            () = async { while sessions.join_next().await.is_some() {} } => true,
+            () = over => false,
+        };
+        if !drained {
+            tracing::warn!(
+                sessions = sessions.len(),
+                "cutting the sessions that have not ended"
+            );
+            sessions.shutdown().await;
+        }
+    }
+}
+
 /// Accepts until `stop` turns true, then gives the sessions `[limits] drain` to end; those that
 /// are left are cut, each with a record.
 ///
@@ -88,56 +140,85 @@ pub struct Context {
 /// As tokio's registration of the listeners.
 pub async fn run(
     context: Arc<Context>,
+    place: Place,
     sockets: Parts,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let permits = Arc::new(Semaphore::new(context.config.limits().sessions));
-    let mut loops = JoinSet::new();
-    for listener in sockets.streams {
-        let listener = TcpListener::from_std(listener)?;
-        let (context, permits, stop) = (Arc::clone(&context), Arc::clone(&permits), stop.clone());
-        loops.spawn(accept(context, listener, permits, stop));
-    }
-    for socket in sockets.datagrams {
-        loops.spawn(datagrams::run(Arc::clone(&context), socket, stop.clone()));
-    }
-    let _ = stop.wait_for(|stop| *stop).await;
-    // First the kernel hears of it, so that no connection is sent to a listener that closes.
-    drop(sockets.liveness);
-    let deadline = Instant::now() + context.config.limits().drain;
-    while loops.join_next().await.is_some() {}
+    let serving = serve(Arc::clone(&context), place, sockets, stop.clone());
+    let deadline = async {
+        let _ = stop.wait_for(|stop| *stop).await;
+        Ok(Instant::now() + context.config.limits().drain)
+    };
+    let ((), deadline) = tokio::try_join!(serving, deadline)?;
     context.data_channels.finish(deadline).await;
     Ok(())
 }
 
-async fn accept(
+/// Accepts in one place until `stop` turns true or the place has ended, and lets the sessions end.
+///
+/// # Errors
+/// As tokio's registration of the listeners.
+pub async fn serve(
     context: Arc<Context>,
-    listener: TcpListener,
-    permits: Arc<Semaphore>,
-    mut stop: watch::Receiver<bool>,
-) {
+    place: Place,
+    sockets: Parts,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut stop = Stop {
+        daemon: stop,
+        place: place.clone(),
+    };
+    let mut loops = JoinSet::new();
+    for listener in sockets.streams {
+        let listener = TcpListener::from_std(listener)?;
+        loops.spawn(accept(
+            Arc::clone(&context),
+            place.clone(),
+            listener,
+            stop.clone(),
+        ));
+    }
+    for socket in sockets.datagrams {
+        loops.spawn(datagrams::run(
+            Arc::clone(&context),
+            place.clone(),
+            socket,
+            stop.clone(),
+        ));
+    }
+    stop.requested().await;
+    // First the kernel hears of it, so that no connection is sent to a listener that closes.
+    drop(sockets.liveness);
+    while loops.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn accept(context: Arc<Context>, place: Place, listener: TcpListener, mut stop: Stop) {
     let mut sessions = JoinSet::new();
     let mut stopping = false;
     loop {
         // The permit comes first: without one, connections wait in the kernel's backlog.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-            break;
+        let permit = tokio::select! {
+            permit = Arc::clone(&context.permits).acquire_owned() => permit,
+            // A place that has ended is not kept by a daemon that has no permit left.
+            () = place.ended() => break,
         };
+        let Ok(permit) = permit else { break };
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
             // Those that are in the backlog by then are served; nobody is sent here after them.
             () = sleep(LAST_CALL), if stopping => break,
-            _ = stop.wait_for(|stop| *stop), if !stopping => {
+            () = stop.requested(), if !stopping => {
                 stopping = true;
                 continue;
             }
         };
         match accepted {
             Ok((stream, client)) => {
-                let context = Arc::clone(&context);
+                let (context, place) = (Arc::clone(&context), place.clone());
                 sessions.spawn(async move {
-                    session::serve(&context, stream, client).await;
+                    session::serve(&context, &place, stream, client).await;
                     drop(permit);
                 });
             }
@@ -150,16 +231,6 @@ async fn accept(
         while sessions.try_join_next().is_some() {}
     }
     drop(listener);
-    let drain = context.config.limits().drain;
-    let drained = timeout(drain, async {
-        while sessions.join_next().await.is_some() {}
-    })
-    .await;
-    if drained.is_err() {
-        tracing::warn!(
-            sessions = sessions.len(),
-            "cutting the sessions that have not ended"
-        );
-        sessions.shutdown().await;
-    }
+    stop.drain(&mut sessions, context.config.limits().drain)
+        .await;
 }

@@ -53,6 +53,42 @@ pub fn id_of(path: &str) -> io::Result<u64> {
     Ok(fs::metadata(root.join(path.trim_start_matches('/')))?.ino())
 }
 
+/// A cgroup, and every one below it.
+fn subtree(path: &Path) -> Vec<PathBuf> {
+    let mut found = vec![path.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = found.get(next) {
+        let children: Vec<_> = fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        found.extend(children);
+        next += 1;
+    }
+    found
+}
+
+/// The numbers in a file of every cgroup from this one down.
+fn numbers(path: &Path, file: &str) -> Vec<u32> {
+    subtree(path)
+        .iter()
+        .filter_map(|directory| fs::read_to_string(directory.join(file)).ok())
+        .flat_map(|text| {
+            text.lines()
+                .filter_map(|line| line.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The threads in a cgroup and below it.
+pub(crate) fn threads(path: &Path) -> Vec<u32> {
+    numbers(path, "cgroup.threads")
+}
+
 /// An open cgroup directory.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -202,40 +238,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// It, and every cgroup below it.
-    fn subtree(&self) -> Vec<PathBuf> {
-        let mut found = vec![self.path.clone()];
-        let mut next = 0;
-        while let Some(directory) = found.get(next) {
-            let children: Vec<_> = fs::read_dir(directory)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|entry| entry.path())
-                .collect();
-            found.extend(children);
-            next += 1;
-        }
-        found
-    }
-
     /// The processes in it and below it.
     pub fn processes(&self) -> Vec<u32> {
-        self.subtree()
-            .iter()
-            .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
-            .flat_map(|text| {
-                text.lines()
-                    .filter_map(|line| line.parse().ok())
-                    .collect::<Vec<_>>()
-            })
-            .collect()
+        numbers(&self.path, "cgroup.procs")
     }
 
     /// Its id, and those of the cgroups below it.
     pub fn ids(&self) -> Vec<u64> {
-        self.subtree()
+        subtree(&self.path)
             .iter()
             .filter_map(|directory| fs::metadata(directory).ok())
             .map(|metadata| metadata.ino())

@@ -60,6 +60,17 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Another network namespace cannot be looked after.
+    #[error(
+        "{action}: {source}; connections from there are refused (enforce) or pass mantled by \
+         (observe); entering it takes CAP_SYS_ADMIN, finding it CAP_SYS_PTRACE"
+    )]
+    Namespaces {
+        /// What was tried.
+        action: String,
+        /// Why not.
+        source: io::Error,
+    },
     /// Pins of another version of mantled.
     #[error(
         "{path} holds the state of another version of mantled; `mantled detach --all` removes it \
@@ -101,6 +112,10 @@ impl Error {
             Some(libc::EPERM | libc::EACCES) => Self::Privilege { action },
             _ => Self::Io { action, source },
         }
+    }
+
+    pub(crate) fn namespaces(action: String, source: io::Error) -> Self {
+        Self::Namespaces { action, source }
     }
 
     /// Is it the kernel or its permissions that are missing, rather than something the operator

@@ -51,6 +51,10 @@ pub enum Kind {
     DownPassed,
     /// connect() was refused: the proxy does not listen in that network namespace.
     NamespaceRefused,
+    /// connect() was left alone, in observe mode, for the same reason.
+    NamespacePassed,
+    /// A socket was made in a network namespace in which the proxy does not listen.
+    NamespaceSeen,
 }
 
 impl Kind {
@@ -62,6 +66,8 @@ impl Kind {
             Self::DownRefused => "down_refused",
             Self::DownPassed => "down_passed",
             Self::NamespaceRefused => "namespace_refused",
+            Self::NamespacePassed => "namespace_passed",
+            Self::NamespaceSeen => "namespace_seen",
         }
     }
 }
@@ -105,6 +111,8 @@ impl TryFrom<abi::Event> for Event {
             abi::EVENT_DOWN_REFUSED => Kind::DownRefused,
             abi::EVENT_DOWN_PASSED => Kind::DownPassed,
             abi::EVENT_NAMESPACE_REFUSED => Kind::NamespaceRefused,
+            abi::EVENT_NAMESPACE_PASSED => Kind::NamespacePassed,
+            abi::EVENT_NAMESPACE_SEEN => Kind::NamespaceSeen,
             _ => return Err(()),
         };
         Ok(Self {

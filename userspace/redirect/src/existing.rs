@@ -64,20 +64,26 @@ pub enum Candidate {
     ForeignListener,
 }
 
-/// Looks at the sockets of a group's processes, and ends those for which `ends` says so.
-///
-/// It sees the network namespace of the calling thread.
+/// Looks at the sockets of a group's processes, and ends those for which `ends` says so. It sees
+/// those of the network namespace that `netlink` is of; None is that of the calling thread.
 ///
 /// # Errors
 /// As netlink(7).
-pub fn inspect(cgroup: &Cgroup, ends: impl Fn(Candidate) -> bool) -> io::Result<Existing> {
+pub fn inspect(
+    cgroup: &Cgroup,
+    netlink: Option<OwnedFd>,
+    ends: impl Fn(Candidate) -> bool,
+) -> io::Result<Existing> {
     let inodes = socket_inodes(cgroup);
     let mut existing = Existing::default();
     if inodes.is_empty() {
         return Ok(existing);
     }
     let own = cgroup.ids();
-    let netlink = open()?;
+    let netlink = match netlink {
+        Some(netlink) => netlink,
+        None => open()?,
+    };
     let mut sockets = Vec::new();
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
         for protocol in [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8] {
@@ -214,7 +220,8 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-fn open() -> io::Result<OwnedFd> {
+/// A socket that lists and ends the sockets of its network namespace.
+pub(crate) fn open() -> io::Result<OwnedFd> {
     Ok(socket(
         AddressFamily::Netlink,
         SockType::Datagram,

@@ -31,20 +31,23 @@ use crate::{
     events::Events,
     flows::{Flows, Maps},
     link::Link,
-    listener::Listeners,
+    listener::{Listeners, Served},
     map::{Map, Prefix},
     names::Names,
+    namespaces::Namespaces,
     pins::Pins,
     sys, to_abi,
+    watch::Watch,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mantled-ebpf"));
 
 /// The maps that are pinned: all of `ebpf/src/maps.rs` that hold something between two calls of
 /// a program, but `EVENTS`, which nobody reads afterwards.
-const MAPS: [&str; 20] = [
+const MAPS: [&str; 21] = [
     "ACCEPTED",
     "CONFIG",
+    "LISTENERS",
     "GROUPS",
     "SOCKETS",
     "LIVENESS",
@@ -149,7 +152,8 @@ pub struct Interceptor {
     ebpf: Ebpf,
     pins: Option<Pins>,
     config: Map<u32, Config>,
-    liveness: Map<i32, u64>,
+    served: Served,
+    watch: Option<Watch>,
     groups: Map<u64, Group>,
     bypass4: Map<Prefix<4>, Bypass>,
     bypass6: Map<Prefix<16>, Bypass>,
@@ -206,7 +210,8 @@ impl Interceptor {
         });
         Ok(Self {
             config: open_map(&ebpf, "CONFIG")?,
-            liveness: open_map(&ebpf, "LIVENESS")?,
+            served: Served::new(open_map(&ebpf, "LISTENERS")?, open_map(&ebpf, "LIVENESS")?),
+            watch: None,
             groups: open_map(&ebpf, "GROUPS")?,
             bypass4: open_map(&ebpf, "BYPASS4")?,
             bypass6: open_map(&ebpf, "BYPASS6")?,
@@ -276,26 +281,33 @@ impl Interceptor {
         Ok(link)
     }
 
-    /// Tells the programs where the daemon listens. From now on it counts as alive, for as long
-    /// as `listeners` is open.
+    /// Tells the programs where the daemon listens in its own network namespace. From now on it
+    /// counts as alive there, for as long as `listeners` is open.
     ///
     /// # Errors
     /// As bpf(2).
     pub fn serve(&self, listeners: &Listeners, debug: bool) -> Result<(), Error> {
-        let failed =
-            |source| Error::io("telling the kernel programs where mantled listens", source);
-        // Never zero, and never the number of a daemon that was here before.
-        let instance = sys::monotonic().max(1);
-        let socket = std::os::fd::AsRawFd::as_raw_fd(&listeners.liveness);
-        self.liveness.insert(&socket, &instance).map_err(failed)?;
         let config = Config {
-            netns: listeners.netns().map_err(failed)?,
-            instance,
-            proxy_port: listeners.port().map_err(failed)?,
-            liveness_port: listeners.liveness_port().map_err(failed)?,
             debug: debug.into(),
+            pad: 0,
         };
-        self.config.insert(&0, &config).map_err(failed)
+        self.served
+            .add(listeners)
+            .and_then(|()| self.config.insert(&0, &config))
+            .map_err(|source| {
+                Error::io("telling the kernel programs where mantled listens", source)
+            })
+    }
+
+    /// Listens in other network namespaces from now on, wherever groups are that are enrolled
+    /// after this call. It is up to the caller to look again.
+    ///
+    /// # Errors
+    /// As readlink(2).
+    pub fn watch(&mut self, namespaces: Arc<dyn Namespaces>) -> Result<Watch, Error> {
+        let watch = Watch::new(namespaces, self.served.clone())?;
+        self.watch = Some(watch.clone());
+        Ok(watch)
     }
 
     /// Enrols a cgroup, or changes how it is enrolled. The last step is one map update: before
@@ -313,7 +325,14 @@ impl Interceptor {
                 .map(|pins| pins.group(cgroup.id(), hook.name));
             links.push(self.link(hook, cgroup, pin.as_deref())?);
         }
+        if let Some(watch) = &self.watch {
+            let known = self.enrolled()?.contains(&cgroup.id());
+            watch.add(cgroup, group, known);
+        }
         self.groups.insert(&cgroup.id(), &group).map_err(|source| {
+            if let Some(watch) = &self.watch {
+                watch.remove(cgroup.id());
+            }
             Error::io(format!("enrolling {}", cgroup.path().display()), source)
         })?;
         self.group_links.insert(cgroup.id(), links);
@@ -327,6 +346,9 @@ impl Interceptor {
     pub fn withdraw(&mut self, id: u64) -> Result<(), Error> {
         let failed = |source| Error::io(format!("withdrawing cgroup {id}"), source);
         self.groups.remove(&id).map_err(failed)?;
+        if let Some(watch) = &self.watch {
+            watch.remove(id);
+        }
         self.group_links.remove(&id);
         for path in self.pins.iter().flat_map(|pins| {
             GROUP_HOOKS

@@ -2,8 +2,8 @@
 //!
 //! [`Interceptor`] loads the kernel programs, attaches them and enrols cgroups; [`Flows`] tells
 //! the proxy who a peer of its listener is and where it wanted to go; [`Names`] what the agent
-//! asked DNS before; [`Listeners`] are the sockets that the programs send connections to. The rest is what these need: [`cgroup`]s,
-//! the bpf file system ([`bpffs`]), connections that were there before ([`existing`]).
+//! asked DNS before; [`Listeners`] are the sockets that the programs send connections to, and
+//! a [`Watch`] opens them where containers are. The rest is what these need: [`cgroup`]s, the bpf file system ([`bpffs`]), connections that were there before ([`existing`]).
 //!
 //! This crate and the kernel programs are the only places with unsafe code: system calls that no
 //! library wraps ([`sys`]), and the one closure that runs between fork and exec ([`spawn`]).
@@ -20,18 +20,21 @@ mod link;
 mod listener;
 mod map;
 mod names;
+pub mod namespaces;
 mod pins;
 pub mod spawn;
 pub mod sys;
+mod watch;
 
 pub use error::Error;
 pub use flows::{Flows, Peer};
 pub use interceptor::{Counters, Hook, Interceptor};
 pub use link::Link;
-pub use listener::{Listeners, Liveness, Parts};
+pub use listener::{Listeners, Liveness, Parts, Served};
 pub use mantled_abi::{self as abi, SurveyKey, Surveyed};
 pub use names::{Kept, Names, Readiness};
 pub use pins::Pins;
+pub use watch::{Change, Watch};
 
 use std::net::{IpAddr, Ipv6Addr};
 

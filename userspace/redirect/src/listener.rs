@@ -3,14 +3,17 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
+use mantled_abi as abi;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
     sockopt,
 };
 
-use crate::{Error, sys};
+use crate::{Error, map::Map, sys};
 
 /// Connections that wait for accept(). The kernel caps it at net.core.somaxconn, 4096 by default.
 const BACKLOG: i32 = 4096;
@@ -48,7 +51,7 @@ impl Listeners {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match Self::bind_once(port) {
+            match Self::bind_once(port, false) {
                 Ok(listeners) => return Ok(listeners),
                 // Somebody has that port in another way; another one will do if any would.
                 Err(_) if port == 0 && attempt < ATTEMPTS => {}
@@ -57,14 +60,33 @@ impl Listeners {
         }
     }
 
-    fn bind_once(port: u16) -> io::Result<Self> {
+    /// Binds them in another network namespace, that of the calling thread, on a free port. The
+    /// addresses need not be there yet: a new namespace gets them when its loopback device comes
+    /// up.
+    ///
+    /// # Errors
+    /// As bind(2).
+    pub(crate) fn bind_ahead() -> io::Result<Self> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match Self::bind_once(0, true) {
+                Err(_) if attempt < ATTEMPTS => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn bind_once(port: u16, ahead: bool) -> io::Result<Self> {
+        let listener = |address, backlog| listener(address, backlog, ahead);
+        let datagrams = |address| datagrams(address, ahead);
         let liveness = listener((Ipv4Addr::LOCALHOST, 0).into(), 1)?;
         let v4 = listener((Ipv4Addr::LOCALHOST, port).into(), BACKLOG)?;
         let chosen = v4.local_addr()?.port();
-        let mut datagrams = vec![datagrams((Ipv4Addr::LOCALHOST, chosen).into())?];
+        let mut datagram_sockets = vec![datagrams((Ipv4Addr::LOCALHOST, chosen).into())?];
         let v6 = match listener((Ipv6Addr::LOCALHOST, chosen).into(), BACKLOG) {
             Ok(v6) => {
-                datagrams.push(self::datagrams((Ipv6Addr::LOCALHOST, chosen).into())?);
+                datagram_sockets.push(datagrams((Ipv6Addr::LOCALHOST, chosen).into())?);
                 Some(v6)
             }
             Err(error)
@@ -80,8 +102,41 @@ impl Listeners {
         Ok(Self {
             v4,
             v6,
-            datagrams,
+            datagrams: datagram_sockets,
             liveness,
+        })
+    }
+
+    /// Their descriptors, for [`Self::from_descriptors`] of another process.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        [self.v4.as_fd(), self.liveness.as_fd()]
+            .into_iter()
+            .chain(self.datagrams.iter().map(|socket| socket.as_fd()))
+            .chain(self.v6.iter().map(|socket| socket.as_fd()))
+            .collect()
+    }
+
+    /// The listeners behind the descriptors of [`Self::descriptors`], in that order.
+    ///
+    /// # Errors
+    /// It is another number of them than any listeners have.
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, "not the sockets of a listener");
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or_else(wrong);
+        let (v4, liveness, datagram) = (next()?, next()?, next()?);
+        let (datagram6, v6) = (descriptors.next(), descriptors.next());
+        if datagram6.is_some() != v6.is_some() || descriptors.next().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self {
+            v4: v4.into(),
+            v6: v6.map(TcpListener::from),
+            datagrams: std::iter::once(datagram)
+                .chain(datagram6)
+                .map(UdpSocket::from)
+                .collect(),
+            liveness: liveness.into(),
         })
     }
 
@@ -135,33 +190,131 @@ pub struct Liveness {
     _socket: TcpListener,
 }
 
-fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+fn listener(address: SocketAddr, backlog: i32, ahead: bool) -> io::Result<TcpListener> {
+    let socket = unbound(address, SockType::Stream, ahead)?;
+    // Connections of an earlier daemon may linger in TIME_WAIT on the configured port.
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    listen(&socket, Backlog::new(backlog)?)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// A socket for an address; `ahead` of the address' being there.
+fn unbound(address: SocketAddr, kind: SockType, ahead: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() {
         AddressFamily::Inet
     } else {
         AddressFamily::Inet6
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(family, SockType::Stream, flags, None)?;
-    // Connections of an earlier daemon may linger in TIME_WAIT on the configured port.
-    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    let socket = socket(family, kind, flags, None)?;
     if address.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
-    bind(
-        std::os::fd::AsRawFd::as_raw_fd(&socket),
-        &SockaddrStorage::from(address),
-    )?;
-    listen(&socket, Backlog::new(backlog)?)?;
-    Ok(TcpListener::from(socket))
+    if ahead {
+        sys::bind_freely(&socket, address.is_ipv6())?;
+    }
+    Ok(socket)
 }
 
 /// Room for a burst of datagrams, in bytes; the kernel caps it at net.core.rmem_max.
 const DATAGRAM_ROOM: usize = 4 << 20;
 
-fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
+fn datagrams(address: SocketAddr, ahead: bool) -> io::Result<UdpSocket> {
+    let socket = unbound(address, SockType::Datagram, ahead)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     setsockopt(&socket, sockopt::RcvBuf, &DATAGRAM_ROOM)?;
-    Ok(socket)
+    Ok(UdpSocket::from(socket))
+}
+
+/// Where this daemon listens, as the kernel programs know it; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Served(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    listeners: Map<u64, abi::Listener>,
+    liveness: Map<i32, u64>,
+    /// Marks the liveness sockets of this daemon.
+    instance: u64,
+}
+
+impl Served {
+    pub(crate) fn new(listeners: Map<u64, abi::Listener>, liveness: Map<i32, u64>) -> Self {
+        Self(Arc::new(Inner {
+            listeners,
+            liveness,
+            // Never zero, and never the number of a daemon that was here before.
+            instance: sys::monotonic().max(1),
+        }))
+    }
+
+    /// From now on, connections of their network namespace go to these listeners.
+    ///
+    /// # Errors
+    /// As bpf(2); more namespaces than the map holds.
+    pub fn add(&self, listeners: &Listeners) -> io::Result<()> {
+        let socket = listeners.liveness.as_raw_fd();
+        self.0.liveness.insert(&socket, &self.0.instance)?;
+        let entry = abi::Listener {
+            instance: self.0.instance,
+            proxy_port: listeners.port()?,
+            liveness_port: listeners.liveness_port()?,
+            pad: 0,
+        };
+        self.0.listeners.insert(&listeners.netns()?, &entry)
+    }
+
+    /// Nobody listens in this network namespace any more.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn remove(&self, netns: u64) -> io::Result<()> {
+        self.0.listeners.remove(&netns).map(drop)
+    }
+
+    /// Forgets the network namespaces of an earlier daemon that are not among these.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn retain(&self, netns: &[u64]) -> io::Result<()> {
+        self.0.listeners.retain(netns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn listeners_survive_being_handed_on() {
+        let bound = Listeners::bind(0).unwrap();
+        let (port, liveness, netns) = (
+            bound.port().unwrap(),
+            bound.liveness_port().unwrap(),
+            bound.netns().unwrap(),
+        );
+        let copies = |listeners: &Listeners| -> Vec<OwnedFd> {
+            let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+            listeners.descriptors().into_iter().map(copy).collect()
+        };
+        let mut descriptors = copies(&bound);
+        let handed = Listeners::from_descriptors(copies(&bound)).unwrap();
+        assert_eq!(handed.port().unwrap(), port);
+        assert_eq!(handed.liveness_port().unwrap(), liveness);
+        assert_eq!(handed.netns().unwrap(), netns);
+        drop(bound);
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let parts = handed.into_parts();
+        let from = parts.streams[0].accept().unwrap().1;
+        assert_eq!(from, client.local_addr().unwrap());
+        for socket in &parts.datagrams {
+            assert_eq!(socket.local_addr().unwrap().port(), port);
+        }
+
+        descriptors.truncate(2);
+        assert!(Listeners::from_descriptors(descriptors).is_err());
+    }
 }

@@ -32,6 +32,8 @@ unsafe impl Plain for [u32; 4] {}
 // documentation says so.
 unsafe impl Plain for abi::Config {}
 // SAFETY: as above.
+unsafe impl Plain for abi::Listener {}
+// SAFETY: as above.
 unsafe impl Plain for abi::Group {}
 // SAFETY: as above.
 unsafe impl Plain for abi::Flow {}

@@ -128,14 +128,42 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
 /// As setsockopt(2).
 pub fn bind_to_device(socket: impl AsFd, index: u32) -> io::Result<()> {
     const SO_BINDTOIFINDEX: libc::c_int = 62;
-    let index = index as libc::c_int;
-    // SAFETY: four bytes at `index`, as the option takes.
+    set_integer(
+        socket.as_fd(),
+        libc::SOL_SOCKET,
+        SO_BINDTOIFINDEX,
+        index as libc::c_int,
+    )
+}
+
+/// `IP_FREEBIND`, `IPV6_FREEBIND`: lets the socket be bound to an address that is not there yet.
+///
+/// # Errors
+/// As setsockopt(2).
+pub(crate) fn bind_freely(socket: impl AsFd, v6: bool) -> io::Result<()> {
+    // linux/in6.h; libc has no name for it.
+    const IPV6_FREEBIND: libc::c_int = 78;
+    let (level, option) = if v6 {
+        (libc::IPPROTO_IPV6, IPV6_FREEBIND)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_FREEBIND)
+    };
+    set_integer(socket.as_fd(), level, option, 1)
+}
+
+fn set_integer(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: four bytes at `value`, as the callers' options take.
     let result = unsafe {
         libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_BINDTOIFINDEX,
-            (&raw const index).cast(),
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

@@ -126,11 +126,12 @@ impl Checks {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::*;
+    use super::{super::place::Place, *};
 
     fn check(port: u16) -> Check {
         Check {
             dial: Dial {
+                place: Place::default(),
                 address: ([192, 0, 2, 1], port).into(),
                 source: None,
                 device: 0,

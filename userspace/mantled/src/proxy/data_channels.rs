@@ -22,6 +22,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use super::place::Place;
 use crate::tls::Connector;
 
 /// How long an announced connection is expected, which is as long as servers wait for theirs.
@@ -46,8 +47,8 @@ pub struct Service {
     pub connector: Option<Connector>,
 }
 
-/// Where an agent of this group connects.
-type Key = (u64, SocketAddr);
+/// Where an agent of this group connects, from there.
+type Key = (Place, u64, SocketAddr);
 
 /// The connections that are expected, and the transfers that servers connect for; cheap to clone.
 ///
@@ -78,7 +79,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl DataChannels {
     /// Expects a connection of this group's. The expectation ends with what is returned.
-    pub fn expect(&self, group: u64, destination: SocketAddr, service: Service) -> Expectation {
+    pub fn expect(
+        &self,
+        place: &Place,
+        group: u64,
+        destination: SocketAddr,
+        service: Service,
+    ) -> Expectation {
         let expected = Expected {
             id: self.0.announced.fetch_add(1, Ordering::Relaxed),
             until: Instant::now() + WINDOW,
@@ -86,21 +93,28 @@ impl DataChannels {
         };
         let expectation = Expectation {
             channels: self.clone(),
-            key: (group, destination),
+            key: (place.clone(), group, destination),
             id: expected.id,
         };
         // A server that names a port anew has closed what listened there before.
-        lock(&self.0.expected).insert(expectation.key, expected);
+        lock(&self.0.expected).insert(expectation.key.clone(), expected);
         expectation
     }
 
     /// Takes what is expected of this connection; it is expected once.
-    pub fn take(&self, group: u64, destination: SocketAddr) -> Option<Service> {
-        self.take_at(group, destination, Instant::now())
+    pub fn take(&self, place: &Place, group: u64, destination: SocketAddr) -> Option<Service> {
+        self.take_at(place, group, destination, Instant::now())
     }
 
-    fn take_at(&self, group: u64, destination: SocketAddr, now: Instant) -> Option<Service> {
-        let expected = lock(&self.0.expected).remove(&(group, destination))?;
+    fn take_at(
+        &self,
+        place: &Place,
+        group: u64,
+        destination: SocketAddr,
+        now: Instant,
+    ) -> Option<Service> {
+        let key = (place.clone(), group, destination);
+        let expected = lock(&self.0.expected).remove(&key)?;
         (now < expected.until).then_some(expected.service)
     }
 
@@ -160,32 +174,35 @@ mod tests {
     #[test]
     fn a_connection_is_expected_once_of_one_group_and_while_it_is_held() {
         let channels = DataChannels::default();
+        let here = &Place::home(1);
         let there = "192.0.2.1:50000".parse().unwrap();
-        let held = channels.expect(1, there, service());
-        assert!(channels.take(2, there).is_none());
+        let held = channels.expect(here, 1, there, service());
+        assert!(channels.take(here, 2, there).is_none());
+        assert!(channels.take(&Place::home(2), 1, there).is_none());
         assert!(
             channels
-                .take(1, "192.0.2.1:50001".parse().unwrap())
+                .take(here, 1, "192.0.2.1:50001".parse().unwrap())
                 .is_none()
         );
-        assert!(channels.take(1, there).is_some());
-        assert!(channels.take(1, there).is_none());
+        assert!(channels.take(here, 1, there).is_some());
+        assert!(channels.take(here, 1, there).is_none());
         drop(held);
-        drop(channels.expect(1, there, service()));
-        assert!(channels.take(1, there).is_none());
+        drop(channels.expect(here, 1, there, service()));
+        assert!(channels.take(here, 1, there).is_none());
         // Another control connection's announcement outlives the one that it has replaced.
-        let old = channels.expect(1, there, service());
-        let _new = channels.expect(1, there, service());
+        let old = channels.expect(here, 1, there, service());
+        let _new = channels.expect(here, 1, there, service());
         drop(old);
-        assert!(channels.take(1, there).is_some());
+        assert!(channels.take(here, 1, there).is_some());
     }
 
     #[test]
     fn a_connection_is_not_expected_for_ever() {
         let channels = DataChannels::default();
+        let here = &Place::home(1);
         let there = "192.0.2.1:50000".parse().unwrap();
-        let _held = channels.expect(1, there, service());
+        let _held = channels.expect(here, 1, there, service());
         let late = Instant::now() + WINDOW;
-        assert!(channels.take_at(1, there, late).is_none());
+        assert!(channels.take_at(here, 1, there, late).is_none());
     }
 }

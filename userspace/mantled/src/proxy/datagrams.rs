@@ -19,12 +19,12 @@ use mantled_redirect::Peer;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::UdpSocket,
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{Context, session};
+use super::{Context, Stop, place::Place, session};
 
 /// A socket that has sent nothing for so long has ended its session.
 const IDLE: Duration = Duration::from_secs(60);
@@ -76,15 +76,15 @@ struct Sender {
     dropped: u64,
 }
 
-/// Takes datagrams until `stop` turns true, then lets the sessions end.
-pub async fn run(context: Arc<Context>, socket: std::net::UdpSocket, stop: watch::Receiver<bool>) {
+/// Takes datagrams until it is time to stop, then lets the sessions end.
+pub async fn run(context: Arc<Context>, place: Place, socket: std::net::UdpSocket, stop: Stop) {
     match UdpSocket::from_std(socket) {
-        Ok(socket) => receive(&context, &socket, stop).await,
+        Ok(socket) => receive(&context, &place, socket, stop).await,
         Err(error) => tracing::error!(%error, "datagrams cannot be received"),
     }
 }
 
-async fn receive(context: &Arc<Context>, socket: &UdpSocket, mut stop: watch::Receiver<bool>) {
+async fn receive(context: &Arc<Context>, place: &Place, socket: UdpSocket, mut stop: Stop) {
     let mut senders: HashMap<(u64, SocketAddr), Sender> = HashMap::new();
     let mut sessions = JoinSet::new();
     let mut clock = interval(LOOK);
@@ -95,7 +95,7 @@ async fn receive(context: &Arc<Context>, socket: &UdpSocket, mut stop: watch::Re
             received = socket.recv_from(&mut buffer) => match received {
                 Ok((length, from)) => {
                     let message = buffer.get(..length).unwrap_or_default();
-                    take(context, &mut senders, &mut sessions, message, from);
+                    take(context, place, &mut senders, &mut sessions, message, from);
                 }
                 Err(error) => tracing::debug!(%error, "a datagram"),
             },
@@ -103,18 +103,14 @@ async fn receive(context: &Arc<Context>, socket: &UdpSocket, mut stop: watch::Re
                 senders.retain(|_, sender| keep(sender, now));
                 while sessions.try_join_next().is_some() {}
             }
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stop.requested() => break,
         }
     }
+    drop(socket);
     // The ends of the messages end the sessions.
     senders.clear();
-    let drain = context.config.limits().drain;
-    let drained = timeout(drain, async {
-        while sessions.join_next().await.is_some() {}
-    });
-    if drained.await.is_err() {
-        sessions.shutdown().await;
-    }
+    stop.drain(&mut sessions, context.config.limits().drain)
+        .await;
 }
 
 fn keep(sender: &mut Sender, now: Instant) -> bool {
@@ -135,13 +131,14 @@ fn keep(sender: &mut Sender, now: Instant) -> bool {
 
 fn take(
     context: &Arc<Context>,
+    place: &Place,
     senders: &mut HashMap<(u64, SocketAddr), Sender>,
     sessions: &mut JoinSet<()>,
     message: &[u8],
     from: SocketAddr,
 ) {
     // Who found the port without the kernel's help is nobody that the proxy serves.
-    let Ok(Some(peer)) = context.flows.of_datagram(context.netns, from) else {
+    let Ok(Some(peer)) = context.flows.of_datagram(place.cookie(), from) else {
         return;
     };
     if message.is_empty() {
@@ -150,7 +147,7 @@ fn take(
     let key = (peer.flow.cookie, peer.destination);
     let sender = senders
         .entry(key)
-        .or_insert_with(|| open(context, sessions, peer, from));
+        .or_insert_with(|| open(context, place, sessions, peer, from));
     let mut framed = format!("{} ", message.len()).into_bytes();
     framed.extend_from_slice(message);
     if sender.messages.try_send(framed).is_err() {
@@ -162,18 +159,19 @@ fn take(
 
 fn open(
     context: &Arc<Context>,
+    place: &Place,
     sessions: &mut JoinSet<()>,
     peer: Peer,
     from: SocketAddr,
 ) -> Sender {
     let (messages, incoming) = mpsc::channel(AHEAD);
-    let context = Arc::clone(context);
+    let (context, place) = (Arc::clone(context), place.clone());
     sessions.spawn(async move {
         let messages = Messages {
             incoming,
             rest: Vec::new(),
         };
-        session::serve_datagrams(&context, &peer, messages, from).await;
+        session::serve_datagrams(&context, &place, &peer, messages, from).await;
     });
     Sender {
         messages,

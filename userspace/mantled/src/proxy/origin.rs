@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use mantled_redirect::{Flows, Peer};
 use tokio::net::TcpStream;
 
+use super::place::Place;
 use crate::error::{Cause, Failure};
 
-/// Takes the flow of an accepted connection. A miss is a peer that the kernel did not redirect:
+/// Takes the flow of a connection that was accepted in this place. A miss is a peer that the kernel did not redirect:
 /// it is refused, for the proxy serves nobody who merely found its port.
 ///
 /// # Errors
@@ -15,10 +16,10 @@ use crate::error::{Cause, Failure};
 pub fn take(
     flows: &Flows,
     socket: &TcpStream,
-    netns: u64,
+    place: &Place,
     peer: SocketAddr,
 ) -> Result<Peer, Failure> {
-    match flows.take(socket, netns, peer) {
+    match flows.take(socket, place.cookie(), peer) {
         Ok(Some(peer)) => Ok(peer),
         Ok(None) => Err(Failure::new(
             Cause::NotRedirected,

@@ -16,6 +16,7 @@ use super::{
     filter::Filter,
     ledger::Session,
     origin,
+    place::Place,
     plan::Plan,
     refusal,
     relay::relay,
@@ -30,9 +31,9 @@ use crate::{
     identity,
 };
 
-/// Serves an accepted connection. Whatever happens, it leaves one record.
-pub async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
-    let peer = match origin::take(&context.flows, &stream, context.netns, client) {
+/// Serves a connection that was accepted in this place. Whatever happens, it leaves one record.
+pub async fn serve(context: &Context, place: &Place, stream: TcpStream, client: SocketAddr) {
+    let peer = match origin::take(&context.flows, &stream, place, client) {
         Ok(peer) => peer,
         Err(failure) => {
             drop(Agent::new(stream)); // resets
@@ -41,25 +42,34 @@ pub async fn serve(context: &Context, stream: TcpStream, client: SocketAddr) {
         }
     };
     let session = context.ledger.open(&peer, identity::agent(&peer), client);
-    carry_out(context, &peer, session, Agent::new(stream)).await;
+    carry_out(context, place, &peer, session, Agent::new(stream)).await;
 }
 
 /// Serves the datagrams of a socket. Whatever happens, they leave one record.
 pub async fn serve_datagrams(
     context: &Context,
+    place: &Place,
     peer: &Peer,
     messages: Messages,
     client: SocketAddr,
 ) {
     let mut session = context.ledger.open(peer, identity::agent(peer), client);
     session.record.transport = "udp";
-    carry_out(context, peer, session, Agent::of_datagrams(messages)).await;
+    let agent = Agent::of_datagrams(messages);
+    carry_out(context, place, peer, session, agent).await;
 }
 
 /// Walks, and tells the agent and the record how it ended.
-async fn carry_out(context: &Context, peer: &Peer, mut session: Session, mut agent: Agent) {
+async fn carry_out(
+    context: &Context,
+    place: &Place,
+    peer: &Peer,
+    mut session: Session,
+    mut agent: Agent,
+) {
     let mut spoken = None;
-    match walk(context, peer, &mut session, &mut agent, &mut spoken).await {
+    let ended = walk(context, place, peer, &mut session, &mut agent, &mut spoken);
+    match ended.await {
         Ok(End::Whole) => {
             agent.finish();
             session.finish(Ok(()));
@@ -90,6 +100,7 @@ enum End {
 /// The walk of a connection: plan, dial, detect, upgrade, relay.
 async fn walk(
     context: &Context,
+    place: &Place,
     peer: &Peer,
     session: &mut Session,
     agent: &mut Agent,
@@ -108,12 +119,12 @@ async fn walk(
     }
     let datagrams = matches!(agent.stream, AgentStream::Datagrams(_));
     if is_resolver(context, peer) {
-        return resolve(context, peer, session, agent).await;
+        return resolve(context, place, peer, session, agent).await;
     }
     let mut names = context.names.of(peer.flow.group, peer.destination.ip());
     let announced = context
         .data_channels
-        .take(peer.flow.group, peer.destination);
+        .take(place, peer.flow.group, peer.destination);
     let mut plan = Plan::new(&context.config, peer, &names).data_of(announced);
     if plan.name_source != "address" {
         session.knows(&names);
@@ -126,7 +137,7 @@ async fn walk(
         ));
     }
     let limits = context.config.limits();
-    let mut dial = Dial::of(&plan, peer, limits.dial);
+    let mut dial = Dial::of(&plan, peer, place, limits.dial);
     let mut dialling = Dialling::start(dial.connect());
 
     let heard = if plan.data_of.is_some() {
@@ -187,12 +198,14 @@ fn is_resolver(context: &Context, peer: &Peer) -> bool {
 /// The walk of DNS over TCP: it goes to the resolver as it is, and its names are learnt.
 async fn resolve(
     context: &Context,
+    place: &Place,
     peer: &Peer,
     session: &mut Session,
     agent: &mut Agent,
 ) -> Result<End, Failure> {
     let plan = Plan::of_resolver(peer);
-    let dial = Dial::of(&plan, peer, context.config.limits().dial);
+    let dial = Dial::of(&plan, peer, place, context.config.limits().dial);
+    let dialling = Dialling::start(dial.connect());
     session.record.protocol = Spoken::Dns.name();
     let upgrade = Upgrade {
         context,
@@ -202,9 +215,7 @@ async fn resolve(
         plan: &plan,
         dial,
     };
-    let way = upgrade
-        .resolver(Dialling::start(dial.connect()), peer.flow.group)
-        .await?;
+    let way = upgrade.resolver(dialling, peer.flow.group).await?;
     carry(session, agent, way).await
 }
 

@@ -26,9 +26,10 @@ pub fn remember(context: &Context, destination: SocketAddr, dial: &Dial, error: 
     else {
         return;
     };
-    if let Err(error) = context
-        .flows
-        .mark_unreachable(context.netns, destination, errno, MEMORY)
+    if let Err(error) =
+        context
+            .flows
+            .mark_unreachable(dial.place.cookie(), destination, errno, MEMORY)
     {
         tracing::debug!(%error, "the failed dial could not be remembered");
     }

@@ -85,7 +85,10 @@ impl Upgrade<'_> {
         }
         if self.plan.may_fall_back()
             && spoken != Spoken::Tls
-            && let Some(failure) = self.context.without_tls.recall(self.plan.destination)
+            && let Some(failure) = self
+                .context
+                .without_tls
+                .recall(&self.dial.place, self.plan.destination)
         {
             self.would_refuse(failure);
             let dialled = self.dialled(dialling).await?;
@@ -136,9 +139,11 @@ impl Upgrade<'_> {
                     && !self.agent.expects_tls
                     && is_about_the_server(failure.cause) =>
             {
-                self.context
-                    .without_tls
-                    .remember(self.plan.destination, &failure);
+                self.context.without_tls.remember(
+                    &self.dial.place,
+                    self.plan.destination,
+                    &failure,
+                );
                 self.would_refuse(failure);
                 // The attempt has spoiled its connection.
                 self.dial.address = self.plan.address();

@@ -17,12 +17,13 @@ use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::client::TlsStream;
 
 use super::{
+    place::Place,
     plan::{ClearTextPermit, Plan},
     transport::Transport,
 };
@@ -32,8 +33,10 @@ use crate::{
 };
 
 /// How to reach a server: as the agent would have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Dial {
+    /// From which network namespace.
+    pub place: Place,
     /// Where to.
     pub address: SocketAddr,
     /// From which local address; None leaves it to the kernel.
@@ -48,8 +51,9 @@ pub struct Dial {
 
 impl Dial {
     /// As the plan says, in the way that the agent would have.
-    pub fn of(plan: &Plan, peer: &Peer, patience: Duration) -> Self {
+    pub fn of(plan: &Plan, peer: &Peer, place: &Place, patience: Duration) -> Self {
         Self {
+            place: place.clone(),
             address: plan.address(),
             source: peer.source,
             device: peer.flow.device,
@@ -62,28 +66,27 @@ impl Dial {
     ///
     /// # Errors
     /// The system's own error, so that the agent can be given its errno.
-    pub async fn connect(self) -> io::Result<Dialled> {
-        let socket = if self.address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        if self.device != 0 {
-            mantled_redirect::sys::bind_to_device(&socket, self.device)?;
+    pub fn connect(&self) -> impl Future<Output = io::Result<Dialled>> + Send + use<> {
+        let dial = self.clone();
+        async move {
+            let socket = dial.place.stream(dial.address.ip()).await?;
+            if dial.device != 0 {
+                mantled_redirect::sys::bind_to_device(&socket, dial.device)?;
+            }
+            if dial.mark != 0 {
+                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &dial.mark)?;
+            }
+            if let Some(source) = dial.source {
+                socket.bind(SocketAddr::new(source, 0))?;
+            }
+            let stream = timeout(dial.patience, socket.connect(dial.address))
+                .await
+                .map_err(|_| io::Error::from_raw_os_error(nix::libc::ETIMEDOUT))??;
+            // Records are written whole, so waiting for more only adds delay.
+            stream.set_nodelay(true)?;
+            keep_alive(&stream)?;
+            Ok(Dialled(stream))
         }
-        if self.mark != 0 {
-            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &self.mark)?;
-        }
-        if let Some(source) = self.source {
-            socket.bind(SocketAddr::new(source, 0))?;
-        }
-        let stream = timeout(self.patience, socket.connect(self.address))
-            .await
-            .map_err(|_| io::Error::from_raw_os_error(nix::libc::ETIMEDOUT))??;
-        // Records are written whole, so waiting for more only adds delay.
-        stream.set_nodelay(true)?;
-        keep_alive(&stream)?;
-        Ok(Dialled(stream))
     }
 }
 

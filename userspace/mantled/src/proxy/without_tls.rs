@@ -13,6 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::place::Place;
 use crate::error::Failure;
 
 /// How long an attempt is remembered: a server that has got TLS is noticed after this.
@@ -26,18 +27,21 @@ const CAPACITY: usize = 4096;
 
 /// The memory.
 #[derive(Debug, Default)]
-pub struct WithoutTls(Mutex<HashMap<SocketAddr, (Instant, Failure)>>);
+pub struct WithoutTls(Mutex<HashMap<Key, (Instant, Failure)>>);
+
+/// A server, as it is reached from there.
+type Key = (Place, SocketAddr);
 
 impl WithoutTls {
-    fn servers(&self) -> MutexGuard<'_, HashMap<SocketAddr, (Instant, Failure)>> {
+    fn servers(&self) -> MutexGuard<'_, HashMap<Key, (Instant, Failure)>> {
         // Nothing panics while it holds the lock; a map is whole after every call in any case.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the last attempt failed, if there was one lately.
-    pub fn recall(&self, server: SocketAddr) -> Option<Failure> {
+    pub fn recall(&self, place: &Place, server: SocketAddr) -> Option<Failure> {
         let servers = self.servers();
-        let (at, failure) = servers.get(&server)?;
+        let (at, failure) = servers.get(&(place.clone(), server))?;
         (at.elapsed() < MEMORY).then(|| failure.clone())
     }
 
@@ -47,11 +51,11 @@ impl WithoutTls {
     }
 
     /// An attempt has failed.
-    pub fn remember(&self, server: SocketAddr, failure: &Failure) {
+    pub fn remember(&self, place: &Place, server: SocketAddr, failure: &Failure) {
         let mut servers = self.servers();
         if servers.len() >= CAPACITY {
             servers.clear();
         }
-        servers.insert(server, (Instant::now(), failure.clone()));
+        servers.insert((place.clone(), server), (Instant::now(), failure.clone()));
     }
 }

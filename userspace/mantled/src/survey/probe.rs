@@ -6,7 +6,7 @@ use mantled_redirect::Peer;
 use crate::{
     config::{Config, TlsMode},
     error::{Cause, Failure},
-    proxy::{plan::Plan, spoken::Spoken, upgrade, upstream::Dial},
+    proxy::{place::Place, plan::Plan, spoken::Spoken, upgrade, upstream::Dial},
     tls::Connectors,
 };
 
@@ -99,7 +99,7 @@ pub(super) async fn ask(
         return Outcome::Exempt;
     }
     let connector = connectors.of_route(plan.route);
-    let dial = Dial::of(plan, peer, config.limits().dial);
+    let dial = Dial::of(plan, peer, &Place::default(), config.limits().dial);
     let spoken = spoken.or_named(plan.protocol);
     match upgrade::rehearse(plan, dial, connector, spoken, config.limits()).await {
         Ok(facts) => Outcome::Upgraded(Box::new(facts)),

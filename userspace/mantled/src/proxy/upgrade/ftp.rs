@@ -136,7 +136,9 @@ impl Upgrade<'_> {
             Err(failure) => {
                 if self.plan.may_fall_back() && super::is_about_the_server(failure.cause) {
                     // This transfer is lost. The next control connection goes in clear.
-                    self.context.without_tls.remember(service.control, &failure);
+                    self.context
+                        .without_tls
+                        .remember(&self.dial.place, service.control, &failure);
                 }
                 Err(failure)
             }
@@ -157,6 +159,7 @@ impl Upgrade<'_> {
         };
         Control::new(
             self.context,
+            &self.dial.place,
             self.peer,
             self.session.record.process.clone(),
             local.ok(),

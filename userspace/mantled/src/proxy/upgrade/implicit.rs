@@ -28,7 +28,7 @@ impl Upgrade<'_> {
         } else {
             let other = Dial {
                 address: SocketAddr::new(self.dial.address.ip(), port),
-                ..self.dial
+                ..self.dial.clone()
             };
             match other.connect().await {
                 Ok(dialled) => dialled,

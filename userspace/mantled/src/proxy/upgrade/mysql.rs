@@ -193,7 +193,7 @@ impl Upgrade<'_> {
     ) -> Result<Way, Failure> {
         self.context
             .without_tls
-            .remember(self.plan.destination, &failure);
+            .remember(&self.dial.place, self.plan.destination, &failure);
         let patience = self.context.config.limits().starttls;
         self.dial.address = self.plan.address();
         let mut dialled = self.dialled(Dialling::start(self.dial.connect())).await?;

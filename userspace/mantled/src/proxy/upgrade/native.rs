@@ -191,7 +191,7 @@ impl Upgrade<'_> {
         spare: &mut Option<Dialled>,
     ) -> Result<(), Failure> {
         let check = Check {
-            dial: self.dial,
+            dial: self.dial.clone(),
             route: self.plan.route,
             name: self.name_for(hello)?,
             before,

@@ -25,7 +25,7 @@ impl Upgrade<'_> {
         let again = Again {
             dial: Dial {
                 address: SocketAddr::new(self.dial.address.ip(), self.plan.implicit_port()),
-                ..self.dial
+                ..self.dial.clone()
             },
             connectors: self.context.connectors.clone(),
             route: self.plan.route,

@@ -38,7 +38,10 @@ impl Upgrade<'_> {
     ) -> Result<Way, Failure> {
         let hello = self.client_hello().await?;
         let observe = self.plan.may_fall_back();
-        let distrust = self.context.distrusting.recall(self.plan.destination);
+        let distrust = self
+            .context
+            .distrusting
+            .recall(&self.dial.place, self.plan.destination);
         let dialled = self.dialled(dialling).await?;
         if observe && let Some(failure) = distrust {
             return Ok(self.leave_alone(dialled, failure));
@@ -54,7 +57,9 @@ impl Upgrade<'_> {
         if let Err(failure) = self.convince(&hello, &verified).await {
             if observe && failure.cause == Cause::AgentDistrustsCa {
                 let destination = self.plan.destination;
-                self.context.distrusting.remember(destination, &failure);
+                self.context
+                    .distrusting
+                    .remember(&self.dial.place, destination, &failure);
             }
             return Err(failure);
         }

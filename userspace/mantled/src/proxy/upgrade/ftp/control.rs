@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,7 +15,7 @@ use mantled_record::{Path, Process};
 use mantled_redirect::Peer;
 use mantled_wire::ftp::DataChannels as Announced;
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     sync::oneshot,
     time::timeout,
 };
@@ -28,6 +28,7 @@ use crate::{
         data_channels::{DataChannels, Expectation, PATIENCE, Service, WINDOW},
         filter::Filter,
         ledger::{Ledger, Session},
+        place::Place,
         plan::ClearTextPermit,
         relay::relay,
         upstream::{Dialled, Upstream},
@@ -37,6 +38,9 @@ use crate::{
 /// Ports below this are never connected to for an agent: nobody waits for a file there (RFC 2577
 /// §3).
 const FIRST_PORT: u16 = 1024;
+
+/// Connections that wait to be accepted for one transfer: the server's, and some strangers'.
+const WAITING: u32 = 16;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -66,6 +70,8 @@ enum Announcement {
 #[derive(Clone, Debug)]
 struct Transfer {
     ledger: Ledger,
+    /// Where the agent is.
+    place: Place,
     /// Of the control connection.
     peer: Peer,
     process: Option<Process>,
@@ -76,6 +82,7 @@ struct Transfer {
 impl Control {
     pub(super) fn new(
         context: &Context,
+        place: &Place,
         peer: &Peer,
         process: Option<Process>,
         local: Option<IpAddr>,
@@ -85,6 +92,7 @@ impl Control {
         Self {
             transfer: Transfer {
                 ledger: context.ledger.clone(),
+                place: place.clone(),
                 peer: *peer,
                 process,
                 service,
@@ -106,24 +114,36 @@ impl Control {
         *announced = next();
     }
 
+    /// Is it an address of the agent's host?
+    fn is_of_this_host(&self, address: IpAddr) -> bool {
+        !address.is_unspecified() && !address.is_multicast() && self.transfer.place.owns(address)
+    }
+
     /// Listens in the agent's place.
     fn listen(&self, agent: SocketAddr) -> io::Result<SocketAddr> {
         let local = self.local.ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let listener = std::net::TcpListener::bind((local, 0))?;
-        listener.set_nonblocking(true)?;
+        let socket = self.transfer.place.stream_at_once(local)?;
+        socket.bind(SocketAddr::new(local, 0))?;
+        let listener = socket.listen(WAITING)?;
         let address = listener.local_addr()?;
-        let listener = TcpListener::from_std(listener)?;
         let (waiting, given_up) = oneshot::channel();
         self.replace(|| Announcement::Active { _waiting: waiting });
         let transfer = self.transfer.clone();
         self.channels.run(async move {
-            let accepted = tokio::select! {
-                accepted = timeout(WINDOW, transfer.accept(&listener)) => accepted.ok(),
-                _ = given_up => None,
+            let place = transfer.place.clone();
+            let work = async {
+                let accepted = tokio::select! {
+                    accepted = timeout(WINDOW, transfer.accept(&listener)) => accepted.ok(),
+                    _ = given_up => None,
+                };
+                drop(listener);
+                if let Some((stream, server)) = accepted {
+                    transfer.serve(stream, server, agent).await;
+                }
             };
-            drop(listener);
-            if let Some((stream, server)) = accepted {
-                transfer.serve(stream, server, agent).await;
+            tokio::select! {
+                () = work => {}
+                () = place.ended() => {}
             }
         });
         Ok(address)
@@ -134,29 +154,29 @@ impl Announced for Control {
     /// The host that the reply names is not asked: only this server's own address is expected,
     /// so that nobody can have the agent's connections to other hosts taken for its data.
     fn passive(&mut self, port: u16) {
-        let Transfer { peer, service, .. } = &self.transfer;
+        let Transfer {
+            place,
+            peer,
+            service,
+            ..
+        } = &self.transfer;
         let destination = SocketAddr::new(peer.destination.ip(), port);
         self.replace(|| Announcement::Passive {
             _expected: self
                 .channels
-                .expect(peer.flow.group, destination, service.clone()),
+                .expect(place, peer.flow.group, destination, service.clone()),
         });
     }
 
     /// Another host than this one is refused: the proxy connects nowhere else for an agent.
     fn active(&mut self, listener: SocketAddr) -> Option<SocketAddr> {
-        if listener.port() < FIRST_PORT || !is_of_this_host(listener.ip()) {
+        if listener.port() < FIRST_PORT || !self.is_of_this_host(listener.ip()) {
             return None;
         }
         self.listen(listener)
             .inspect_err(|error| tracing::debug!(%error, "no listener for an active transfer"))
             .ok()
     }
-}
-
-/// Is it an address of this host? Only such can be bound.
-fn is_of_this_host(address: IpAddr) -> bool {
-    !address.is_unspecified() && !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok()
 }
 
 impl Transfer {
@@ -225,12 +245,15 @@ impl Transfer {
                 ));
             }
         };
-        let mut agent = connect(listener).await.map(Agent::new).map_err(|error| {
-            Failure::new(
-                Cause::AgentClosed,
-                format!("the agent's listener for the file could not be reached: {error}"),
-            )
-        })?;
+        let mut agent = connect(&self.place, listener)
+            .await
+            .map(Agent::new)
+            .map_err(|error| {
+                Failure::new(
+                    Cause::AgentClosed,
+                    format!("the agent's listener for the file could not be reached: {error}"),
+                )
+            })?;
         let (carried, result) = relay(&mut agent, upstream, Filter::None, Filter::None).await;
         session.record.sent = carried.sent;
         session.record.received = carried.received;
@@ -246,12 +269,13 @@ impl Transfer {
 /// Connects to the agent's listener from a loopback address, whichever address of this host it
 /// has: what is sent to loopback never leaves the host, so the kernel program lets an enforced
 /// agent answer.
-async fn connect(listener: SocketAddr) -> io::Result<TcpStream> {
-    let (socket, loopback) = if listener.is_ipv4() {
-        (TcpSocket::new_v4()?, IpAddr::from(Ipv4Addr::LOCALHOST))
+async fn connect(place: &Place, listener: SocketAddr) -> io::Result<TcpStream> {
+    let loopback = if listener.is_ipv4() {
+        IpAddr::from(Ipv4Addr::LOCALHOST)
     } else {
-        (TcpSocket::new_v6()?, IpAddr::from(Ipv6Addr::LOCALHOST))
+        IpAddr::from(Ipv6Addr::LOCALHOST)
     };
+    let socket = place.stream(loopback).await?;
     socket.bind(SocketAddr::new(loopback, 0))?;
     let stream = timeout(WINDOW, socket.connect(listener))
         .await
