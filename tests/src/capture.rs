@@ -31,13 +31,21 @@ impl Capture {
     /// # Errors
     /// tcpdump does not start.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_on(lab, "wire")
+    }
+
+    /// The same on another device of the site.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(lab: &Lab, device: &str) -> Result<Self> {
         let file = lab.path(&format!("wire-{}.pcap", std::process::id()));
         let mut child = lab
             .site
             .command("tcpdump")
             .args([
                 "-i",
-                "wire",
+                device,
                 "-U",
                 "--immediate-mode",
                 "-s",

@@ -37,7 +37,17 @@ impl FalseResolver {
         address: IpAddr,
         answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
     ) -> Result<Self> {
-        let socket = namespace.enter(|| UdpSocket::bind((address, 53)))??;
+        Self::serve(namespace.enter(|| UdpSocket::bind((address, 53)))??, answer)
+    }
+
+    /// The same on this socket.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn serve(
+        socket: UdpSocket,
+        answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
+    ) -> Result<Self> {
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);

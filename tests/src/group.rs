@@ -45,6 +45,13 @@ impl Group {
         Ok(Self { path })
     }
 
+    /// One that is there already; it ends likewise.
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
     /// Its path in the file system.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,7 +1,8 @@
 //! The lab: a disposable world in which the real daemon meets real servers and clients.
 //!
 //! A [`Lab`] is two network namespaces joined by a veth pair: "the host" with daemon and agents,
-//! "the site" with servers. A [`Group`] is a cgroup for agents. [`Daemon`] runs the real binary.
+//! "the site" with servers. A [`Group`] is a cgroup for agents, and a [`Container`] is one more place
+//! for them. [`Daemon`] runs the real binary.
 //! Everything ends and is removed when it is dropped.
 //!
 //! The tests need root and a kernel that runs mantled's programs. Where these are missing a test
@@ -10,6 +11,7 @@
 mod capture;
 mod certificates;
 mod clients;
+mod container;
 mod daemon;
 mod dns;
 mod group;
@@ -23,6 +25,7 @@ mod tds;
 pub use capture::{Capture, assert_clean};
 pub use certificates::{Authority, Leaf};
 pub use clients::{PostgresClient, SslMode, python_client, python_program};
+pub use container::Container;
 pub use daemon::Daemon;
 pub use dns::FalseResolver;
 pub use group::Group;

@@ -165,17 +165,22 @@ impl Namespace {
     /// # Errors
     /// The namespace cannot be entered.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let file = File::open(self.file())?;
-        thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    setns(file, CloneFlags::CLONE_NEWNET).context("setns")?;
-                    Ok(work())
-                })
-                .join()
-                .map_err(|_| anyhow::anyhow!("the thread in {} panicked", self.name))?
-        })
+        enter(&self.file(), work)
     }
+}
+
+/// Runs a function on a thread in the network namespace that a file names.
+pub(crate) fn enter<T: Send>(file: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let namespace = File::open(file)?;
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).context("setns")?;
+                Ok(work())
+            })
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread in {} panicked", file.display()))?
+    })
 }
 
 impl Drop for Namespace {

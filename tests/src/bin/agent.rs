@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     process::ExitCode,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -70,6 +70,52 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             sending
                 .join()
                 .map_err(|_| io::Error::other("the sender panicked"))?
+        }
+        // Connects until it is let, at most ARGUMENT milliseconds; prints how often it was refused.
+        "retry" => {
+            let limit = Duration::from_millis(argument.parse().map_err(io::Error::other)?);
+            let begun = Instant::now();
+            let mut refused = 0;
+            let mut stream = loop {
+                match TcpStream::connect(address) {
+                    Ok(stream) => break stream,
+                    Err(error)
+                        if error.kind() == io::ErrorKind::ConnectionRefused
+                            && begun.elapsed() < limit =>
+                    {
+                        refused += 1;
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(error) => return Err(error),
+                }
+            };
+            println!("{refused} refused, {} ms", begun.elapsed().as_millis());
+            stream.write_all(b"x")?;
+            stream.read_exact(&mut [0])
+        }
+        // Connects from each port of ARGUMENT ("ADDRESS FIRST LAST"), with one byte each way;
+        // prints what came back.
+        "sources" => {
+            let [source, first, last] = argument.split(' ').collect::<Vec<_>>()[..] else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            let source: IpAddr = source.parse().map_err(io::Error::other)?;
+            let number = |text: &str| text.parse::<u16>().map_err(io::Error::other);
+            let mut heard = Vec::new();
+            for port in number(first)?..=number(last)? {
+                let stream = open(address, |socket| {
+                    setsockopt(socket, sockopt::ReuseAddr, &true)?;
+                    let source = SockaddrStorage::from(SocketAddr::new(source, port));
+                    Ok(bind(socket.as_raw_fd(), &source)?)
+                })?;
+                let mut stream = TcpStream::from(stream);
+                stream.write_all(b"x")?;
+                let mut byte = [0];
+                stream.read_exact(&mut byte)?;
+                heard.extend(byte);
+            }
+            println!("{}", String::from_utf8_lossy(&heard));
+            Ok(())
         }
         "mapped" => exchange(open(map(address), |_| Ok(()))?.into(), argument.as_bytes()),
         "bound" => {

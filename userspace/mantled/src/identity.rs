@@ -29,6 +29,7 @@ pub fn agent(peer: &Peer) -> Process {
         gid: peer.flow.gid,
         unit: cgroup.as_deref().and_then(unit),
         container: cgroup.as_deref().and_then(container),
+        pod: cgroup.as_deref().and_then(pod),
         cgroup,
     }
 }
@@ -50,6 +51,25 @@ fn container(path: &str) -> Option<String> {
         let id = id.rsplit(['-', ':']).next().unwrap_or(id);
         (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
     })
+}
+
+/// The uid of the Kubernetes pod in a cgroup path, as the kubelet writes it: "pod<uid>" below
+/// "kubepods", or with systemd's cgroups "kubepods-burstable-pod<uid>.slice", where the uid's dashes
+/// have become underscores. A pod that came from a file has a hash in that place.
+fn pod(path: &str) -> Option<String> {
+    path.split('/')
+        .skip_while(|part| !part.contains("kubepods"))
+        .find_map(|part| {
+            let name = part.strip_suffix(".slice").unwrap_or(part);
+            let uid = match name.strip_prefix("pod") {
+                Some(uid) => uid,
+                None => name.rsplit_once("-pod")?.1,
+            };
+            let digits = uid.bytes().filter(|byte| !matches!(byte, b'-' | b'_'));
+            let is_uid =
+                digits.clone().count() == 32 && digits.clone().all(|byte| byte.is_ascii_hexdigit());
+            is_uid.then(|| uid.replace('_', "-"))
+        })
 }
 
 #[cfg(test)]
@@ -85,6 +105,37 @@ mod tests {
         ] {
             assert_eq!(unit(path).as_deref(), expected_unit, "{path}");
             assert_eq!(container(path).as_deref(), expected_container, "{path}");
+        }
+    }
+
+    #[test]
+    fn pods_are_read_from_paths() {
+        let uid = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
+        let hash = "0a1b2c3d4e5f60718293a4b5c6d7e8f9";
+        let systemd = uid.replace('-', "_");
+        for (path, expected) in [
+            (
+                format!("/kubepods/besteffort/pod{uid}/{hash}{hash}"),
+                Some(uid),
+            ),
+            (format!("/kubepods/pod{hash}/{hash}{hash}"), Some(hash)),
+            (
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-{hash}{hash}.scope"
+                ),
+                Some(uid),
+            ),
+            (
+                format!(
+                    "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{systemd}.slice"
+                ),
+                Some(uid),
+            ),
+            (format!("/system.slice/pod{uid}"), None),
+            ("/kubepods/podman".to_owned(), None),
+            ("/kubepods.slice/kubepods-pod1.slice".to_owned(), None),
+        ] {
+            assert_eq!(pod(&path).as_deref(), expected, "{path}");
         }
     }
 }

@@ -66,6 +66,9 @@ pub struct Process {
     /// Container id.
     #[serde(rename = "container.id", skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// Kubernetes' pod.
+    #[serde(rename = "k8s.pod.uid", skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 /// A server's certificate.
