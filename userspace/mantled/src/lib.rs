@@ -35,7 +35,8 @@
 //!    and its successor writes them as `aborted`.
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
-//! [`enrollment`] enrols groups and follows units; [`app`] builds and joins the parts, binds
+//! [`enrollment`] enrols a group, and [`groups`] knows which are to be, follows units from one
+//! cgroup to the next, and answers the [`admin`] socket, whose changes [`state`] keeps; [`app`] builds and joins the parts, binds
 //! everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
 //! anything is touched; [`cli`] is the command line.
 //!
@@ -44,15 +45,18 @@
 //! liveness socket is gone.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod app;
 pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod enrollment;
 pub mod error;
+pub mod groups;
 pub mod identity;
 pub mod names;
 pub mod proxy;
+pub mod state;
 pub mod survey;
 pub mod time;
 pub mod tls;

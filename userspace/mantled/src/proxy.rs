@@ -67,6 +67,8 @@ pub struct Context {
     pub resolvers: Vec<IpAddr>,
     /// The network namespace of the listeners.
     pub netns: u64,
+    /// Tells open sessions that a group is enrolled in another way.
+    pub groups_changed: watch::Sender<()>,
     /// Open sessions and their records.
     pub ledger: Ledger,
     /// Servers that had no TLS a moment ago.

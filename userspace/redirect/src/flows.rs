@@ -119,6 +119,15 @@ impl Flows {
         Ok(self.0.datagrams.get(&key)?.map(Peer::from))
     }
 
+    /// Is this group in enforce mode now?
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn is_enforced(&self, group: u64) -> io::Result<bool> {
+        let group = self.0.groups.get(&group)?;
+        Ok(group.is_some_and(|group| group.mode == MODE_ENFORCE))
+    }
+
     /// The record of this connection is written.
     ///
     /// # Errors

@@ -351,6 +351,47 @@ impl Interceptor {
             .map_err(|source| Error::io("listing the enrolled cgroups", source))
     }
 
+    /// The hooks whose programs the kernel does not run for this cgroup, read back from the kernel:
+    /// none where the group is whole.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn missing(&self, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error> {
+        let failed = |source| {
+            Error::io(
+                format!("asking what runs for {}", cgroup.path().display()),
+                source,
+            )
+        };
+        let none = Vec::new();
+        let links = self.group_links.get(&cgroup.id()).unwrap_or(&none);
+        let mut missing = Vec::new();
+        for (hooks, links) in [(&ROOT_HOOKS[..], &self.root_links), (&GROUP_HOOKS, links)] {
+            for (index, hook) in hooks.iter().enumerate() {
+                let runs = match links.get(index) {
+                    Some(link) => sys::effective_programs(cgroup.as_fd(), hook.attach)
+                        .map_err(failed)?
+                        .contains(&link.program().map_err(failed)?),
+                    None => false,
+                };
+                if !runs {
+                    missing.push(hook.name);
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    /// How a cgroup is enrolled, by its id.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn group(&self, id: u64) -> Result<Option<Group>, Error> {
+        self.groups
+            .get(&id)
+            .map_err(|source| Error::io(format!("reading how cgroup {id} is enrolled"), source))
+    }
+
     /// Sets the bypassed prefixes: (network, prefix length, ports; no port means all).
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Sessions that are open, and their records.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,6 +15,7 @@ use mantled_redirect::{Peer, abi, sys};
 use tokio::sync::mpsc;
 
 use crate::{
+    admin::Tally,
     error::{Cause, Failure},
     names::Found,
 };
@@ -33,6 +34,15 @@ pub struct Ledger {
 struct Shared {
     open: AtomicUsize,
     opened: AtomicU64,
+    /// By the id of the group.
+    tallies: Mutex<HashMap<u64, Tally>>,
+}
+
+impl Shared {
+    fn tallies(&self) -> MutexGuard<'_, HashMap<u64, Tally>> {
+        // Numbers are whole after every call.
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Flow ids of the sessions whose records are not written yet, so that the sweeper can tell them
@@ -94,9 +104,37 @@ impl Ledger {
         self.owed.contains(flow)
     }
 
+    /// What has happened in a group since the daemon started.
+    pub fn tally(&self, group: u64) -> Tally {
+        self.shared
+            .tallies()
+            .get(&group)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// The kernel has refused something that this group sent past the proxy.
+    pub fn bypass_attempt(&self, group: u64) {
+        self.shared
+            .tallies()
+            .entry(group)
+            .or_default()
+            .bypass_attempts += 1;
+    }
+
+    /// A group has a new cgroup; its counts go on.
+    pub fn moved(&self, from: u64, to: u64) {
+        let mut tallies = self.shared.tallies();
+        if let Some(counted) = tallies.remove(&from) {
+            let entry = tallies.entry(to).or_default();
+            *entry = entry.plus(counted);
+        }
+    }
+
     /// Opens the session of a redirected connection.
     pub fn open(&self, peer: &Peer, process: Process, client: SocketAddr) -> Session {
         let mut session = self.begin(Some(peer.flow.id), client);
+        session.group = Some(peer.flow.group);
         let record = &mut session.record;
         describe(record, peer);
         record.process = Some(process);
@@ -107,6 +145,7 @@ impl Ledger {
     /// whose flow is another's; `peer` says where it came from.
     pub fn open_inward(&self, peer: &Peer, process: Option<Process>, agent: SocketAddr) -> Session {
         let mut session = self.begin(None, agent);
+        session.group = Some(peer.flow.group);
         let record = &mut session.record;
         describe(record, peer);
         record.process = process;
@@ -130,6 +169,7 @@ impl Ledger {
         Session {
             record,
             flow,
+            group: None,
             started: Instant::now(),
             ledger: self.clone(),
             finished: false,
@@ -187,6 +227,7 @@ pub struct Session {
     /// What is known so far.
     pub record: SessionRecord,
     flow: Option<u64>,
+    group: Option<u64>,
     started: Instant,
     ledger: Ledger,
     finished: bool,
@@ -217,6 +258,24 @@ impl Session {
         self.finished = true;
     }
 
+    /// This session, as its group counts it.
+    fn counts(&self) -> Tally {
+        let mut counts = Tally {
+            sessions: 1,
+            ..Tally::default()
+        };
+        let slot = match (self.record.verdict, self.record.path) {
+            (Verdict::Refused, _) => &mut counts.refused,
+            (Verdict::Failed | Verdict::Aborted, _) => &mut counts.failed,
+            (_, Some(Path::Verified)) => &mut counts.upgraded,
+            (_, Some(Path::Exposed)) => &mut counts.exposed,
+            (_, Some(Path::Native)) => &mut counts.native,
+            (_, Some(Path::Resolver) | None) => return counts,
+        };
+        *slot = 1;
+        counts
+    }
+
     fn fail(&mut self, failure: Failure) {
         self.record.verdict = failure.cause.verdict();
         self.record.error = Some(failure.cause.name());
@@ -231,6 +290,11 @@ impl Drop for Session {
                 Cause::Stopped,
                 "the daemon ended this session",
             ));
+        }
+        if let Some(group) = self.group {
+            let mut tallies = self.ledger.shared.tallies();
+            let tally = tallies.entry(group).or_default();
+            *tally = tally.plus(self.counts());
         }
         self.record.duration_ms = self.started.elapsed().as_millis() as u64;
         self.ledger.sink.submit(self.record.to_line(), self.flow);

@@ -11,7 +11,7 @@
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
+    future::{pending, poll_fn},
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -45,22 +45,45 @@ pub struct Carried {
     pub cut: bool,
 }
 
-/// Carries bytes until both directions have ended.
+/// Carries bytes until both directions have ended. What is not verified lasts until `revoked` at
+/// most.
 pub async fn relay(
     agent: &mut Agent,
     upstream: Upstream,
     from_agent: Filter,
     from_server: Filter,
+    revoked: impl Future<Output = ()>,
 ) -> (Carried, Result<(), Failure>) {
     match upstream {
         Upstream::Verified(verified) => {
-            carry(agent, verified.into_stream(), from_agent, from_server).await
+            carry(
+                agent,
+                verified.into_stream(),
+                from_agent,
+                from_server,
+                pending(),
+            )
+            .await
         }
         Upstream::Exposed(exposed) => {
-            carry(agent, exposed.into_stream(), from_agent, from_server).await
+            carry(
+                agent,
+                exposed.into_stream(),
+                from_agent,
+                from_server,
+                revoked,
+            )
+            .await
         }
         Upstream::Native(native) => {
-            carry(agent, native.into_stream(), from_agent, from_server).await
+            carry(
+                agent,
+                native.into_stream(),
+                from_agent,
+                from_server,
+                revoked,
+            )
+            .await
         }
         Upstream::Syslog(line) => syslog::relay(agent, *line).await,
     }
@@ -71,13 +94,19 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     mut server: S,
     from_agent: Filter,
     from_server: Filter,
+    revoked: impl Future<Output = ()>,
 ) -> (Carried, Result<(), Failure>) {
     let mut out = Direction::new(from_agent);
     let mut back = Direction::new(from_server);
     let result = match out.keep(&std::mem::take(&mut agent.head)) {
-        Ok(()) => {
-            poll_fn(|cx| poll_both(cx, &mut agent.stream, &mut server, &mut out, &mut back)).await
-        }
+        Ok(()) => tokio::select! {
+            biased;
+            () = revoked => Err(Failure::new(
+                Cause::ModeChanged,
+                "the group is enforced now, and this session was not verified",
+            )),
+            ended = poll_fn(|cx| poll_both(cx, &mut agent.stream, &mut server, &mut out, &mut back)) => ended,
+        },
         Err(failure) => Err(failure),
     };
     (

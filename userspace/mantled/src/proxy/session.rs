@@ -1,6 +1,6 @@
 //! One connection, from accept to record.
 
-use std::net::SocketAddr;
+use std::{future::pending, net::SocketAddr};
 
 use mantled_record::{TlsFacts, Verdict};
 use mantled_redirect::Peer;
@@ -171,7 +171,7 @@ async fn walk(
     };
     let way = upgrade.run(heard, dialling).await?;
     let received = session.record.received;
-    let result = carry(session, agent, way).await;
+    let result = carry(session, agent, way, revoked(context, peer, &plan)).await;
     if session.record.received > received || heard != Spoken::Known(Protocol::Http) {
         // The server's words have reached the agent; a refusal of ours would be one of many.
         *spoken = None;
@@ -205,12 +205,39 @@ async fn resolve(
     let way = upgrade
         .resolver(Dialling::start(dial.connect()), peer.flow.group)
         .await?;
-    carry(session, agent, way).await
+    carry(session, agent, way, pending()).await
+}
+
+/// Ends when this session could not be as it is any more: observe mode let it, and the group is
+/// enforced now.
+async fn revoked(context: &Context, peer: &Peer, plan: &Plan) {
+    if matches!(plan.tls, TlsMode::Exempt | TlsMode::Passthrough) {
+        return pending().await;
+    }
+    let mut changes = context.groups_changed.subscribe();
+    // A map that cannot be read does not say that it may go on.
+    while !context.flows.is_enforced(peer.flow.group).unwrap_or(true) {
+        if changes.changed().await.is_err() {
+            return pending().await;
+        }
+    }
 }
 
 /// Carries the bytes; what went by is recorded.
-async fn carry(session: &mut Session, agent: &mut Agent, way: Way) -> Result<End, Failure> {
-    let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
+async fn carry(
+    session: &mut Session,
+    agent: &mut Agent,
+    way: Way,
+    revoked: impl Future<Output = ()>,
+) -> Result<End, Failure> {
+    let (carried, result) = relay(
+        agent,
+        way.upstream,
+        way.from_agent,
+        way.from_server,
+        revoked,
+    )
+    .await;
     session.record.sent += carried.sent;
     session.record.received += carried.received;
     if let Filter::Ssh(guard) = &carried.from_server {

@@ -6,6 +6,7 @@
 //! listener on this host. FTP's clients are TLS' clients here too.
 
 use std::{
+    future::pending,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
@@ -231,7 +232,9 @@ impl Transfer {
                 format!("the agent's listener for the file could not be reached: {error}"),
             )
         })?;
-        let (carried, result) = relay(&mut agent, upstream, Filter::None, Filter::None).await;
+        // The control connection is what a change of mode ends.
+        let (carried, result) =
+            relay(&mut agent, upstream, Filter::None, Filter::None, pending()).await;
         session.record.sent = carried.sent;
         session.record.received = carried.received;
         result?;
