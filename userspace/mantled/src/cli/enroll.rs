@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mantled_redirect::cgroup;
+use serde::de::DeserializeOwned;
 
 use super::Exit;
 use crate::{
@@ -50,14 +51,19 @@ pub(super) struct Arguments {
     #[command(flatten)]
     group: Group,
     /// What is done to connections that cannot be verified.
-    #[arg(short, long, value_enum)]
+    #[arg(short, long, value_name = "enforce|observe", value_parser = word::<Mode>)]
     mode: Mode,
     /// Whether servers inside of the group may answer peers [default: refuse in enforce mode].
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "refuse|allow", value_parser = word::<Inbound>)]
     inbound: Option<Inbound>,
     /// What happens while the daemon is down [default: as the configuration says].
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "closed|open", value_parser = word::<OnDown>)]
     on_daemon_down: Option<OnDown>,
+}
+
+/// A word of the configuration.
+fn word<T: DeserializeOwned>(typed: &str) -> Result<T, String> {
+    serde_json::from_value(typed.into()).map_err(|error| error.to_string())
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Exit> {

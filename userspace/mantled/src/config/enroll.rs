@@ -12,7 +12,7 @@ use super::raw::RawEnroll;
 use super::reader::Reader;
 
 /// What is done to the connections of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// No plaintext leaves.
@@ -57,7 +57,7 @@ impl Mode {
 }
 
 /// What happens to a group's connections while the daemon is down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDown {
     /// They are refused.
@@ -72,7 +72,7 @@ impl Words for OnDown {
 }
 
 /// Whether servers inside a group may answer peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Inbound {
     /// Their replies are dropped.
