@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::TcpStream,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
@@ -27,6 +27,20 @@ fn agent(lab: &Lab, group: &Group, server: &Server) -> Result<bool> {
     let mut command = group.command(&lab.host, AGENT);
     command.args(["echo", &address, "some words"]);
     Ok(run(&mut command, Duration::from_secs(10))?.status.success())
+}
+
+/// An agent with a session that has carried something.
+fn hold(lab: &Lab, group: &Group, server: &Server) -> Result<Child> {
+    let mut held = group
+        .command(&lab.host, AGENT)
+        .args(["many", &server.address.to_string(), "1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut opened = String::new();
+    BufReader::new(held.stdout.take().context("no pipe")?).read_line(&mut opened)?;
+    ensure!(opened == "open\n", "{opened}");
+    Ok(held)
 }
 
 fn ask(arguments: &[&str]) -> Result<Output> {
@@ -78,16 +92,7 @@ fn a_group_is_enrolled_watched_and_withdrawn() -> Result<()> {
     assert!(agent(&lab, &group, &tls)?);
 
     // Enforcing ends what is open in clear.
-    let mut held = group
-        .command(&lab.host, AGENT)
-        .args(["many", &plain.address.to_string(), "1"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let stdout = held.stdout.take().context("no pipe")?;
-    let mut opened = String::new();
-    BufReader::new(stdout).read_line(&mut opened)?;
-    assert_eq!(opened, "open\n");
+    let mut held = hold(&lab, &group, &plain)?;
     let printed = told(&["enroll", &group_name, "--mode", "enforce"])?;
     assert!(printed.contains("is enrolled in enforce mode"), "{printed}");
     assert!(!agent(&lab, &group, &plain)?, "enforce refuses clear text");
@@ -218,6 +223,115 @@ fn a_unit_that_does_not_run_is_enrolled_when_it_starts() -> Result<()> {
             told(&["status"]).ok()?.contains("not there").then_some(())
         })?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_group_below_is_enforced_with_the_sessions_that_it_has() -> Result<()> {
+    let lab = lab!();
+    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let outer = Group::new()?;
+    let inner = Group::named(&format!("{}/inner", name(&outer).trim_start_matches('/')))?;
+    let daemon = Daemon::start(&lab, &outer, "observe", "")?;
+    let mut held = hold(&lab, &inner, &plain)?;
+    told(&[
+        "enroll",
+        &format!("{}/inner", name(&outer)),
+        "--mode",
+        "enforce",
+    ])?;
+    let records = daemon.settled_records(1)?;
+    assert_eq!(records[0]["error.type"], "mode_changed", "{records:#?}");
+    held.kill()?;
+    held.wait()?;
+    assert!(!agent(&lab, &inner, &plain)?);
+    assert!(agent(&lab, &outer, &plain)?, "the group above is observed");
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_of_the_same_name_takes_no_unit_out_of_its_enrolment() -> Result<()> {
+    let lab = lab!();
+    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let unit = format!("mantled-test-{}-unit.service", std::process::id());
+    let group = Group::named(&unit)?;
+    let mut daemon = Daemon::start_with(
+        &lab,
+        &format!("[[enroll]]\nunit = \"{unit}\"\nmode = \"enforce\"\n"),
+    )?;
+    assert!(!agent(&lab, &group, &plain)?);
+    // A service that may make cgroups below its own chooses their names.
+    let other = Group::new()?;
+    let other_name = name(&other).trim_start_matches('/').to_owned();
+    let _impostor = Group::named(&format!("{other_name}/{unit}"))?;
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!daemon.log().contains("has the same name"));
+    // A slice that somebody else may make units in: now it cannot be told which is meant.
+    let slice = Group::named(&format!("mantled-test-{}-s.slice", std::process::id()))?;
+    let slice_name = name(&slice).trim_start_matches('/').to_owned();
+    let twin = Group::named(&format!("{slice_name}/{unit}"))?;
+    eventually("the daemon to notice", Duration::from_secs(5), || {
+        daemon.log().contains("has the same name").then_some(())
+    })?;
+    assert!(!agent(&lab, &group, &plain)?, "what is enrolled stays so");
+    daemon.kill()?;
+    let mut start = lab.host.command(mantled()?);
+    start
+        .args(["run", "--config"])
+        .arg(lab.path("mantled.toml"));
+    let output = run(&mut start, Duration::from_secs(10))?;
+    assert_eq!(output.status.code(), Some(2), "nothing is guessed at start");
+    let said = String::from_utf8(output.stderr)?;
+    assert!(said.contains("has the same name"), "{said}");
+    assert!(!agent(&lab, &group, &plain)?, "and it stays closed");
+    drop(twin);
+    daemon.restart()?;
+    assert!(!agent(&lab, &group, &plain)?);
+    Ok(())
+}
+
+#[test]
+fn the_configuration_decides_also_by_another_name() -> Result<()> {
+    let lab = lab!();
+    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let unit = format!("mantled-test-{}-unit.service", std::process::id());
+    fs::create_dir_all(lab.path("state"))?;
+    fs::write(
+        lab.path("state/enrollments.json"),
+        format!(
+            r#"{{"version": 1, "enrollments": [{{"target": "{unit}", "mode": "observe",
+            "inbound": "allow", "on_daemon_down": "open"}}]}}"#
+        ),
+    )?;
+    // The other is a resolver, which would be listened to and left alone.
+    for (name, told) in [(unit.as_str(), true), ("nscd.service", false)] {
+        let group = Group::named(name)?;
+        let daemon = Daemon::start(&lab, &group, "enforce", "")?;
+        // Twice as long as the daemon takes to look for units.
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!agent(&lab, &group, &plain)?, "{name}: {}", daemon.log());
+        let log = daemon.log();
+        assert_eq!(log.contains("is enrolled already"), told, "{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_in_place_of_the_socket_is_left_alone() -> Result<()> {
+    let lab = lab!();
+    fs::write(lab.path("precious"), "data")?;
+    let config = lab.path("mantled.toml");
+    fs::write(
+        &config,
+        "state_dir = \"state\"\n[dns]\nresolvers = []\n[admin]\nsocket = \"precious\"\n",
+    )?;
+    let mut start = lab.host.command(mantled()?);
+    start.args(["run", "--config"]).arg(&config);
+    let output = run(&mut start, Duration::from_secs(10))?;
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr)?;
+    assert!(said.contains("not a socket"), "{said}");
+    assert_eq!(fs::read_to_string(lab.path("precious"))?, "data");
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use crate::{
     admin,
     config::{Bypass, Config, OnFailure, Target},
     enrollment,
-    groups::{Groups, Origin, Wanted},
+    groups::{Groups, Origin, TAKEN, Wanted},
     names::Names,
     proxy::{
         self, Context,
@@ -149,6 +149,7 @@ impl App {
                 origin: Origin::Configuration,
                 enrolled: None,
                 counted: None,
+                trouble: None,
             });
         }
         // `mantled exec` is nobody's daemon: it has no state, and is not asked.
@@ -261,9 +262,23 @@ impl App {
         app.wanted.extend(resolvers);
         let mut groups = Vec::new();
         for wanted in &mut app.wanted {
-            if let Ok(cgroup) = wanted.find() {
+            let found = match wanted.find() {
+                Ok(found) => found,
+                Err(_) if wanted.origin == Origin::Resolver => None,
+                // Which is meant is not guessed; what an earlier daemon has enrolled stays so.
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(cgroup) = found {
+                if groups
+                    .iter()
+                    .any(|(other, _): &(Cgroup, abi::Group)| other.id() == cgroup.id())
+                {
+                    wanted.tell(TAKEN.to_owned());
+                    continue;
+                }
                 wanted.enrolled = Some(cgroup.id());
                 wanted.counted = wanted.enrolled;
+                app.context.ledger.count(cgroup.id(), None);
                 groups.push((cgroup, wanted.settings));
             } else if wanted.origin != Origin::Resolver {
                 tracing::warn!(

@@ -30,6 +30,9 @@ const FOLLOW: Duration = Duration::from_millis(200);
 /// Their own queries tell which names addresses may have been asked for.
 const RESOLVERS: [&str; 2] = ["systemd-resolved.service", "nscd.service"];
 
+/// Of a group whose cgroup another one has: the first one decides.
+pub const TAKEN: &str = "its cgroup is enrolled already, by another name, and that one decides how";
+
 /// Who wants a group to be enrolled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -54,6 +57,8 @@ pub struct Wanted {
     pub enrolled: Option<u64>,
     /// The cgroup that it has, or had last: its sessions are counted there.
     pub counted: Option<u64>,
+    /// Why it could not be enrolled, as it was told last.
+    pub trouble: Option<String>,
 }
 
 impl Wanted {
@@ -68,6 +73,7 @@ impl Wanted {
             origin: Origin::Command,
             enrolled: None,
             counted: None,
+            trouble: None,
         })
     }
 
@@ -83,19 +89,38 @@ impl Wanted {
                 origin: Origin::Resolver,
                 enrolled: None,
                 counted: None,
+                trouble: None,
             })
         })
     }
 
-    /// Its cgroup, as it is now.
+    /// Its cgroup, as it is now; None: there is none.
     ///
     /// # Errors
-    /// There is none, or several units have that name.
-    pub fn find(&self) -> Result<Cgroup, Error> {
-        match &self.target {
+    /// It cannot be told: several units have that name, or the hierarchy cannot be read.
+    pub fn find(&self) -> Result<Option<Cgroup>, Error> {
+        let found = match &self.target {
             Target::Unit(unit) => Cgroup::of_unit(unit.as_str()),
             Target::Cgroup(path) => Cgroup::open(Path::new(path.as_str())),
+        };
+        match found {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(Error::NoSuchUnit { .. } | Error::NoSuchCgroup { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Tells, once, why it cannot be enrolled as it should be.
+    pub fn tell(&mut self, trouble: String) {
+        if self.trouble.as_ref() == Some(&trouble) {
+            return;
+        }
+        if self.origin == Origin::Resolver {
+            tracing::debug!(group = %self.target, "{trouble}");
+        } else {
+            tracing::error!(group = %self.target, "COULD NOT BE ENROLLED: {trouble}");
+        }
+        self.trouble = Some(trouble);
     }
 
     fn mode(&self) -> Mode {
@@ -151,44 +176,64 @@ impl Groups {
 
     /// Enrols groups whose cgroup has come, and withdraws those whose cgroup has gone.
     fn follow(&mut self) {
-        for wanted in &mut self.wanted {
-            let cgroup = wanted.find().ok();
-            if cgroup.as_ref().map(Cgroup::id) == wanted.enrolled {
-                continue;
+        let mut all = std::mem::take(&mut self.wanted);
+        for index in 0..all.len() {
+            let others: Vec<u64> = all
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != index)
+                .filter_map(|(_, wanted)| wanted.enrolled)
+                .collect();
+            if let Some(wanted) = all.get_mut(index) {
+                self.follow_one(wanted, &others);
             }
-            if let Some(gone) = wanted.enrolled.take()
-                && let Err(error) = self.interceptor.withdraw(gone)
-            {
-                tracing::warn!(%error, group = %wanted.target, "its last cgroup could not be withdrawn");
+        }
+        self.wanted = all;
+    }
+
+    fn follow_one(&mut self, wanted: &mut Wanted, others: &[u64]) {
+        let cgroup = match wanted.find() {
+            Ok(cgroup) => cgroup,
+            // That does not say that it has gone: what is enrolled stays so.
+            Err(error) => return wanted.tell(error.to_string()),
+        };
+        if cgroup.as_ref().map(Cgroup::id) == wanted.enrolled {
+            return;
+        }
+        if let Some(gone) = wanted.enrolled.take()
+            && let Err(error) = self.interceptor.withdraw(gone)
+        {
+            tracing::warn!(%error, group = %wanted.target, "its last cgroup could not be withdrawn");
+        }
+        let Some(cgroup) = cgroup else {
+            wanted.trouble = None;
+            if wanted.origin != Origin::Resolver {
+                tracing::info!(
+                    group = %wanted.target,
+                    "has stopped; it is enrolled when it starts"
+                );
             }
-            let Some(cgroup) = cgroup else {
-                if wanted.origin != Origin::Resolver {
-                    tracing::info!(
-                        group = %wanted.target,
-                        "has stopped; it is enrolled when it starts"
-                    );
-                }
-                continue;
-            };
-            let enrolled = enrollment::enroll(
-                &mut self.interceptor,
-                &self.context.config,
-                &self.context.resolvers,
-                &cgroup,
-                wanted.settings,
-            );
-            match enrolled {
-                Ok(_) => {
-                    wanted.enrolled = Some(cgroup.id());
-                    let ledger = &self.context.ledger;
-                    if let Some(last) = wanted.counted.replace(cgroup.id()) {
-                        ledger.moved(last, cgroup.id());
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(%error, group = %wanted.target, "COULD NOT BE ENROLLED; it is not protected")
-                }
+            return;
+        };
+        if others.contains(&cgroup.id()) {
+            return wanted.tell(TAKEN.to_owned());
+        }
+        let enrolled = enrollment::enroll(
+            &mut self.interceptor,
+            &self.context.config,
+            &self.context.resolvers,
+            &cgroup,
+            wanted.settings,
+        );
+        match enrolled {
+            Ok(_) => {
+                wanted.trouble = None;
+                wanted.enrolled = Some(cgroup.id());
+                let before = wanted.counted.replace(cgroup.id());
+                self.context.ledger.count(cgroup.id(), before);
+                self.context.groups_changed.send_replace(());
             }
+            Err(error) => wanted.tell(error.to_string()),
         }
     }
 
@@ -219,33 +264,27 @@ impl Groups {
     fn admit(&self, caller: u32) -> Result<(), String> {
         let path = cgroup::of_process(caller)
             .map_err(|error| format!("the caller's cgroup cannot be told ({error}); refused"))?;
-        for ancestor in Path::new(&path).ancestors() {
-            let Ok(id) = cgroup::id_of(&ancestor.to_string_lossy()) else {
-                continue;
-            };
-            let enrolled = self
-                .interceptor
-                .group(id)
-                .map_err(|error| error.to_string())?;
-            if enrolled.is_some_and(|group| group.mode != abi::MODE_RESOLVER) {
-                return Err(format!(
-                    "the caller is in {}, which is enrolled; ask from outside of it",
-                    ancestor.display()
-                ));
-            }
+        match self.context.flows.group_around(&path) {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => Err(format!(
+                "the caller is in {path}, which is enrolled; ask from outside of it"
+            )),
+            Err(error) => Err(format!(
+                "whether {path} is enrolled cannot be told: {error}"
+            )),
         }
-        Ok(())
     }
 
     fn enroll(&mut self, saved: &Saved) -> Result<Reply, String> {
         let mut new = Wanted::saved(saved)?;
         self.refuse_configured(&new.target)?;
-        let cgroup = match new.find() {
-            Ok(cgroup) => Some(cgroup),
-            // It is enrolled when it starts.
-            Err(Error::NoSuchUnit { .. }) => None,
-            Err(error) => return Err(error.to_string()),
-        };
+        let cgroup = new.find().map_err(|error| error.to_string())?;
+        if let (None, Target::Cgroup(path)) = (&cgroup, &new.target) {
+            let missing = Error::NoSuchCgroup {
+                path: path.as_str().to_owned(),
+            };
+            return Err(missing.to_string());
+        }
         let mut found = None;
         if let Some(cgroup) = &cgroup {
             let other = self.wanted.iter().find(|wanted| {
@@ -269,10 +308,25 @@ impl Groups {
             .map_err(|error| error.to_string())?;
             new.enrolled = Some(cgroup.id());
             new.counted = new.enrolled;
+            self.context.ledger.count(cgroup.id(), None);
             self.context.groups_changed.send_replace(());
+            // A resolver that is enrolled is an agent like any other.
+            for resolver in &mut self.wanted {
+                if resolver.origin == Origin::Resolver && resolver.enrolled == new.enrolled {
+                    resolver.enrolled = None;
+                }
+            }
         }
-        self.wanted.retain(|wanted| wanted.target != new.target);
-        self.wanted.push(new);
+        let known = self
+            .wanted
+            .iter_mut()
+            .find(|wanted| wanted.target == new.target && wanted.origin == Origin::Command);
+        match known {
+            // A cgroup that it had before is withdrawn when the groups are followed.
+            Some(known) if new.enrolled.is_none() => known.settings = new.settings,
+            Some(known) => *known = new,
+            None => self.wanted.push(new),
+        }
         // It holds already: the operator has to know when it would not outlive the daemon.
         self.save().map_err(|error| {
             format!(
@@ -299,11 +353,13 @@ impl Groups {
                 "{target} is not enrolled; `mantled status` shows what is"
             ));
         };
-        let wanted = self.wanted.remove(index);
-        if let Some(id) = wanted.enrolled {
+        if let Some(id) = self.wanted.get(index).and_then(|wanted| wanted.enrolled) {
             self.interceptor
                 .withdraw(id)
                 .map_err(|error| error.to_string())?;
+        }
+        if let Some(id) = self.wanted.remove(index).counted {
+            self.context.ledger.forget(id);
         }
         tracing::info!(group = %target, "withdrawn by command");
         self.save().map_err(|error| {
@@ -351,7 +407,7 @@ impl Groups {
             }
             let cgroup = wanted
                 .find()
-                .ok()
+                .map_err(|error| error.to_string())?
                 .filter(|cgroup| Some(cgroup.id()) == wanted.enrolled);
             let missing = match &cgroup {
                 Some(cgroup) => self

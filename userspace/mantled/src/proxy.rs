@@ -21,6 +21,7 @@ pub mod origin;
 pub mod plan;
 pub mod refusal;
 pub mod relay;
+pub mod revocation;
 pub mod session;
 pub mod spoken;
 pub mod syslog;

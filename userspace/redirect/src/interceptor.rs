@@ -299,12 +299,22 @@ impl Interceptor {
     }
 
     /// Enrols a cgroup, or changes how it is enrolled. The last step is one map update: before
-    /// it nothing has changed for the group.
+    /// it nothing has changed for the group, and nothing stays of it where that step is not reached.
     ///
     /// # Errors
     /// [`Error::CannotEnroll`], [`Error::Exclusive`].
     pub fn enroll(&mut self, cgroup: &Cgroup, group: Group) -> Result<(), Error> {
         cgroup.check_enrollable()?;
+        let enrolled = self.enrolled()?.contains(&cgroup.id());
+        self.try_enroll(cgroup, group).inspect_err(|_| {
+            // What was enrolled before stays as it was.
+            if !enrolled && let Err(error) = self.withdraw(cgroup.id()) {
+                tracing::error!(%error, "`mantled detach --all` removes what is left");
+            }
+        })
+    }
+
+    fn try_enroll(&mut self, cgroup: &Cgroup, group: Group) -> Result<(), Error> {
         let mut links = Vec::new();
         for hook in &GROUP_HOOKS {
             let pin = self
@@ -380,16 +390,6 @@ impl Interceptor {
             }
         }
         Ok(missing)
-    }
-
-    /// How a cgroup is enrolled, by its id.
-    ///
-    /// # Errors
-    /// As bpf(2).
-    pub fn group(&self, id: u64) -> Result<Option<Group>, Error> {
-        self.groups
-            .get(&id)
-            .map_err(|source| Error::io(format!("reading how cgroup {id} is enrolled"), source))
     }
 
     /// Sets the bypassed prefixes: (network, prefix length, ports; no port means all).

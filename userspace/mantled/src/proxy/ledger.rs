@@ -34,7 +34,7 @@ pub struct Ledger {
 struct Shared {
     open: AtomicUsize,
     opened: AtomicU64,
-    /// By the id of the group.
+    /// By the id of the group; of those alone that are counted, so that they do not grow.
     tallies: Mutex<HashMap<u64, Tally>>,
 }
 
@@ -113,21 +113,24 @@ impl Ledger {
             .unwrap_or_default()
     }
 
-    /// The kernel has refused something that this group sent past the proxy.
-    pub fn bypass_attempt(&self, group: u64) {
-        self.shared
-            .tallies()
-            .entry(group)
-            .or_default()
-            .bypass_attempts += 1;
+    /// Counts what happens in this group from now on. One that had another cgroup goes on with the
+    /// counts of that.
+    pub fn count(&self, group: u64, before: Option<u64>) {
+        let mut tallies = self.shared.tallies();
+        let counted = before.and_then(|before| tallies.remove(&before));
+        let tally = tallies.entry(group).or_default();
+        *tally = tally.plus(counted.unwrap_or_default());
     }
 
-    /// A group has a new cgroup; its counts go on.
-    pub fn moved(&self, from: u64, to: u64) {
-        let mut tallies = self.shared.tallies();
-        if let Some(counted) = tallies.remove(&from) {
-            let entry = tallies.entry(to).or_default();
-            *entry = entry.plus(counted);
+    /// Ends what [`Self::count`] began.
+    pub fn forget(&self, group: u64) {
+        self.shared.tallies().remove(&group);
+    }
+
+    /// The kernel has refused something that this group sent past the proxy.
+    pub fn bypass_attempt(&self, group: u64) {
+        if let Some(tally) = self.shared.tallies().get_mut(&group) {
+            tally.bypass_attempts += 1;
         }
     }
 
@@ -292,9 +295,10 @@ impl Drop for Session {
             ));
         }
         if let Some(group) = self.group {
-            let mut tallies = self.ledger.shared.tallies();
-            let tally = tallies.entry(group).or_default();
-            *tally = tally.plus(self.counts());
+            let counts = self.counts();
+            if let Some(tally) = self.ledger.shared.tallies().get_mut(&group) {
+                *tally = tally.plus(counts);
+            }
         }
         self.record.duration_ms = self.started.elapsed().as_millis() as u64;
         self.ledger.sink.submit(self.record.to_line(), self.flow);

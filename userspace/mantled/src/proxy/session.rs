@@ -1,6 +1,6 @@
 //! One connection, from accept to record.
 
-use std::{future::pending, net::SocketAddr};
+use std::net::SocketAddr;
 
 use mantled_record::{TlsFacts, Verdict};
 use mantled_redirect::Peer;
@@ -19,6 +19,7 @@ use super::{
     plan::Plan,
     refusal,
     relay::relay,
+    revocation::Revocation,
     spoken::Spoken,
     unreachable,
     upgrade::{Upgrade, Way},
@@ -171,7 +172,10 @@ async fn walk(
     };
     let way = upgrade.run(heard, dialling).await?;
     let received = session.record.received;
-    let result = carry(session, agent, way, revoked(context, peer, &plan)).await;
+    let process = session.record.process.as_ref();
+    let cgroup = process.and_then(|process| process.cgroup.as_deref());
+    let revocation = Revocation::of(context, &plan, peer.flow.group, cgroup);
+    let result = carry(session, agent, way, revocation).await;
     if session.record.received > received || heard != Spoken::Known(Protocol::Http) {
         // The server's words have reached the agent; a refusal of ours would be one of many.
         *spoken = None;
@@ -205,22 +209,7 @@ async fn resolve(
     let way = upgrade
         .resolver(Dialling::start(dial.connect()), peer.flow.group)
         .await?;
-    carry(session, agent, way, pending()).await
-}
-
-/// Ends when this session could not be as it is any more: observe mode let it, and the group is
-/// enforced now.
-async fn revoked(context: &Context, peer: &Peer, plan: &Plan) {
-    if matches!(plan.tls, TlsMode::Exempt | TlsMode::Passthrough) {
-        return pending().await;
-    }
-    let mut changes = context.groups_changed.subscribe();
-    // A map that cannot be read does not say that it may go on.
-    while !context.flows.is_enforced(peer.flow.group).unwrap_or(true) {
-        if changes.changed().await.is_err() {
-            return pending().await;
-        }
-    }
+    carry(session, agent, way, Revocation::never()).await
 }
 
 /// Carries the bytes; what went by is recorded.
@@ -228,14 +217,14 @@ async fn carry(
     session: &mut Session,
     agent: &mut Agent,
     way: Way,
-    revoked: impl Future<Output = ()>,
+    revocation: Revocation,
 ) -> Result<End, Failure> {
     let (carried, result) = relay(
         agent,
         way.upstream,
         way.from_agent,
         way.from_server,
-        revoked,
+        revocation,
     )
     .await;
     session.record.sent += carried.sent;
