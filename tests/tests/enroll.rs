@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    net::TcpStream,
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -15,12 +14,6 @@ use mantled_tests::{
 use serde_json::Value;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
-
-fn echo_plain(stream: TcpStream) -> std::io::Result<()> {
-    let mut copy = stream.try_clone()?;
-    std::io::copy(&mut &stream, &mut copy)?;
-    stream.shutdown(std::net::Shutdown::Both)
-}
 
 fn agent(lab: &Lab, group: &Group, server: &Server) -> Result<bool> {
     let address = server.address.to_string();
@@ -79,7 +72,7 @@ fn a_group_is_enrolled_watched_and_withdrawn() -> Result<()> {
     let lab = lab!();
     let leaf = lab.authority.leaf(&["10.99.0.2"])?;
     let tls = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let group = Group::new()?;
     let group_name = name(&group);
     let daemon = Daemon::start_with(&lab, "")?;
@@ -147,7 +140,7 @@ fn a_group_is_enrolled_watched_and_withdrawn() -> Result<()> {
 #[test]
 fn what_was_enrolled_by_command_outlives_the_daemon() -> Result<()> {
     let lab = lab!();
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let (group, other) = (Group::new()?, Group::new()?);
     let mut daemon = Daemon::start_with(&lab, "")?;
     told(&["enroll", &name(&group), "--mode", "enforce"])?;
@@ -229,7 +222,7 @@ fn a_unit_that_does_not_run_is_enrolled_when_it_starts() -> Result<()> {
 #[test]
 fn a_group_below_is_enforced_with_the_sessions_that_it_has() -> Result<()> {
     let lab = lab!();
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let outer = Group::new()?;
     let inner = Group::named(&format!("{}/inner", name(&outer).trim_start_matches('/')))?;
     let daemon = Daemon::start(&lab, &outer, "observe", "")?;
@@ -252,7 +245,7 @@ fn a_group_below_is_enforced_with_the_sessions_that_it_has() -> Result<()> {
 #[test]
 fn a_cgroup_of_the_same_name_takes_no_unit_out_of_its_enrolment() -> Result<()> {
     let lab = lab!();
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let unit = format!("mantled-test-{}-unit.service", std::process::id());
     let group = Group::named(&unit)?;
     let mut daemon = Daemon::start_with(
@@ -293,7 +286,7 @@ fn a_cgroup_of_the_same_name_takes_no_unit_out_of_its_enrolment() -> Result<()> 
 #[test]
 fn the_configuration_decides_also_by_another_name() -> Result<()> {
     let lab = lab!();
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let unit = format!("mantled-test-{}-unit.service", std::process::id());
     fs::create_dir_all(lab.path("state"))?;
     fs::write(

@@ -29,7 +29,8 @@
 //!    checks its framing to the last byte. Its server is verified by a handshake of the proxy's own
 //!    ([`proxy::checks`]); where a route says so, the agent's TLS ends here instead, by the host's
 //!    authority ([`ca`]), and its server is `Verified`.
-//! 8. [`proxy::relay`] moves bytes in both directions.
+//! 8. [`proxy::relay`] moves bytes in both directions. What observe mode alone has allowed ends when
+//!    its group is enforced ([`proxy::revocation`]).
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
 //!    and its successor writes them as `aborted`.
