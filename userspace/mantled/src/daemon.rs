@@ -213,8 +213,9 @@ impl Life<'_> {
                 }
             }
         }
-        // The backlog is the successor's, or nobody's.
-        drop(handed);
+        // The backlog is the successor's, or nobody's. The lock is kept to the end: a daemon that
+        // starts after a successor has died must not take these sessions for lost.
+        let _lock = handed.map(|handed| handed.lock);
         if *self.phase.borrow() == Phase::Serving {
             self.phase.send_replace(Phase::Stopping);
         }

@@ -246,7 +246,9 @@ impl Groups {
                     });
                 }
                 Ok(()) => {
-                    let _ = call.reply.send(Err("an upgrade is under way".to_owned()));
+                    let _ = call
+                        .reply
+                        .send(Err("an upgrade is under way already".to_owned()));
                 }
                 Err(refusal) => {
                     let _ = call.reply.send(Err(refusal));
@@ -254,7 +256,12 @@ impl Groups {
             }
             return;
         }
-        let answer = self.answer(call.request, call.caller);
+        // The successor has read the configuration and the state already.
+        let answer = if self.upgrade.is_some() && call.request != Request::Status {
+            Err("an upgrade is under way; ask again when it has ended".to_owned())
+        } else {
+            self.answer(call.request, call.caller)
+        };
         // A caller that is gone need not be told.
         let _ = call.reply.send(answer);
     }

@@ -14,7 +14,7 @@
 //! - A server that is away is tried for [`GIVE_UP`]. Meanwhile the agent is not read from, so it
 //!   feels what it would feel before a slow server. After that it is reset, and what was kept is
 //!   lost, as it is when the daemon stops.
-//! - When the agent closes, everything is sent; the connection is watched for [`LINGER`](window::LINGER) after the
+//! - When the agent closes, everything is sent; the connection is watched for `window::LINGER` after the
 //!   last message was acknowledged, since a server may die with it, and then the server's own
 //!   close is waited for: it says that the server has read to the end.
 //!
