@@ -92,10 +92,15 @@ pub(crate) fn hierarchy() -> Result<PathBuf> {
         .context("no cgroup v2 hierarchy")
 }
 
-/// Ends what runs in a group, and removes it.
+/// Ends what runs in a group, and removes it with those below it.
 pub(crate) fn remove(group: &Path) {
     for _ in 0..200 {
         let _ = fs::write(group.join("cgroup.kill"), "1");
+        for child in fs::read_dir(group).into_iter().flatten().flatten() {
+            if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove(&child.path());
+            }
+        }
         if fs::remove_dir(group).is_ok() || !group.exists() {
             return;
         }

@@ -19,7 +19,13 @@ use crate::{group, mantled, run, succeed};
 /// No cgroup v2 hierarchy, no `ip`, or no binary under test.
 pub(crate) fn sweep() -> Result<()> {
     let groups = orphans(&group::hierarchy()?, &["mantled-test-"]);
-    let namespaces = orphans(Path::new("/run/netns"), &["mh", "ms"]);
+    let namespaces = orphans(
+        Path::new("/run/netns"),
+        &["mantled-host-", "mantled-site-", "mantled-other-"],
+    );
+    for directory in orphans(&std::env::temp_dir(), &["mantled-lab-"]) {
+        let _ = fs::remove_dir_all(directory);
+    }
     if groups.is_empty() && namespaces.is_empty() {
         return Ok(());
     }
@@ -35,9 +41,6 @@ pub(crate) fn sweep() -> Result<()> {
     }
     for group in &groups {
         group::remove(group);
-    }
-    for directory in orphans(&std::env::temp_dir(), &["mantled-lab-"]) {
-        let _ = fs::remove_dir_all(directory);
     }
     // Only here: without a trace of a killed test, what is attached belongs to somebody.
     let detach = run(

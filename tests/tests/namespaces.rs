@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use mantled_tests::{
-    Capture, Container, Daemon, FalseResolver, Group, Lab, Leaf, Namespace, Program, SITE_V4,
-    SITE_V6, Server, assert_clean, eventually, lab, run, succeed,
+    Capture, Container, Daemon, FalseResolver, Group, Held, Lab, Leaf, Namespace, Program, SITE_V4,
+    SITE_V6, Server, assert_clean, eventually, lab, mantled, run, succeed,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
@@ -84,6 +84,20 @@ fn a_session_leaves_from_where_the_agent_is() -> Result<()> {
     ensure!(wire.len() > 1000, "nothing crossed the container's wire");
     assert_clean(&wire, &["0123456789"])?;
 
+    // From the address to which the agent has bound its socket.
+    let other = ["addr", "add", "10.98.1.9/24", "dev", "eth0"];
+    succeed(
+        Command::new("nsenter")
+            .args(["--target", &before.init.to_string(), "--net", "ip"])
+            .args(other),
+    )?;
+    let bound = succeed(before.command(&group, AGENT).args([
+        "bound",
+        "10.99.0.2:7000",
+        "10.98.1.9 0123456789",
+    ]))?;
+    assert_eq!(bound, "10.99.0.2:7000\n 10.98.1.9\n");
+
     let after = Container::start(&group, &lab.site, 2)?;
     listening(&daemon, 2)?;
     assert_eq!(
@@ -98,7 +112,7 @@ fn a_session_leaves_from_where_the_agent_is() -> Result<()> {
                 .args(["echo", "10.99.0.2:7000", "0123456789"]),
         )?;
     assert_eq!(home, "10.99.0.2:7000\n 10.99.0.1\n");
-    for record in daemon.settled_records(4)? {
+    for record in daemon.settled_records(5)? {
         assert_eq!(record["mantled.path"], "verified", "{record:#}");
         assert_eq!(record["process.executable.path"], AGENT, "{record:#}");
     }
@@ -433,9 +447,38 @@ fn a_server_that_goes_on_sending_does_not_keep_the_namespace() -> Result<()> {
 }
 
 #[test]
+fn sessions_of_a_group_that_is_withdrawn_go_on() -> Result<()> {
+    let lab = lab!();
+    let leaf = lab.authority.leaf(&["10.99.0.2"])?;
+    let server = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
+    let group = Group::new()?;
+    let name = group.path().file_name().context("a name")?;
+    let name = format!("/{}", name.to_string_lossy());
+    let mut container = Container::start(&group, &lab.site, 1)?;
+    let daemon = Daemon::start_with(&lab, "")?;
+    let mantled = |arguments: &[&str]| succeed(Command::new(mantled()?).args(arguments));
+    mantled(&["enroll", &name])?;
+    let held = Held::by(container.command(&group, AGENT), server.address, 1)?;
+    let cut = Held::by(container.command(&group, AGENT), server.address, 1)?;
+    mantled(&["withdraw", &name])?;
+    // Longer than it takes to give a namespace up.
+    std::thread::sleep(Duration::from_secs(2));
+    held.finish()?;
+    // The namespace still ends with its container.
+    container.end()?;
+    eventually("the end of the namespace", GONE, || {
+        (!container.has_namespace()).then_some(())
+    })
+    .with_context(|| daemon.log())?;
+    drop(cut);
+    daemon.settled_records(2)?;
+    Ok(())
+}
+
+#[test]
 fn namespaces_with_the_same_addresses_do_not_mix() -> Result<()> {
     let lab = lab!();
-    let other = Namespace::new(&format!("ms{}-other", std::process::id()))?;
+    let other = Namespace::new(&format!("mantled-other-{}-1", std::process::id()))?;
     other.ip(&["addr", "add", &format!("{SITE_V4}/32"), "dev", "lo"])?;
     let _a = Server::start(&lab.site, SITE_V4, 7000, answer(b'a'))?;
     let _b = Server::start(&other, SITE_V4, 7000, answer(b'b'))?;
@@ -478,7 +521,7 @@ fn namespaces_with_the_same_addresses_do_not_mix() -> Result<()> {
 #[test]
 fn what_is_known_of_a_server_is_known_of_one_namespace() -> Result<()> {
     let lab = lab!();
-    let other = Namespace::new(&format!("ms{}-other", std::process::id()))?;
+    let other = Namespace::new(&format!("mantled-other-{}-1", std::process::id()))?;
     other.ip(&["addr", "add", &format!("{SITE_V4}/32"), "dev", "lo"])?;
     let leaf = lab.authority.leaf(&["10.99.0.2"])?;
     let _plain = Server::start(&lab.site, SITE_V4, 7000, |mut stream| {

@@ -5,32 +5,28 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     net::IpAddr,
+    os::fd::OwnedFd,
     path::Path,
     sync::Arc,
     thread::JoinHandle,
-    time::Duration,
 };
 
 use ipnet::IpNet;
 use mantled_record::{SessionRecord, Sink};
 use mantled_redirect::{
-    Counters, Interceptor, Listeners, Pins, Watch, abi,
-    cgroup::Cgroup,
-    events::{Events, Kind},
-    namespaces::InProcess,
+    Interceptor, Listeners, Pins, Watch, abi, cgroup::Cgroup, namespaces::InProcess,
 };
-use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, timeout},
-};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
+    admin,
     config::{Bypass, Config, OnFailure, Target},
-    enrollment::{self, Unit},
+    enrollment,
+    groups::{Origin, TAKEN, Wanted},
+    handover::{Inheritance, Predecessor},
     names::Names,
-    namespaces,
     proxy::{
-        self, Context,
+        Context, Live,
         checks::Checks,
         data_channels::DataChannels,
         ledger::{Ledger, Owed},
@@ -38,17 +34,13 @@ use crate::{
         syslog::Kept,
         without_tls::WithoutTls,
     },
+    state::StateFile,
     tls::{Connectors, LiveConnectors},
+    watchdog::Probes,
 };
 
-/// How often connections that never reached accept() are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
-
-/// How long a daemon that stops waits for its last records to be written.
-const LAST_WRITE: Duration = Duration::from_secs(10);
-
-/// Events of the kernel that are logged a second; the rest is counted.
-const LOGGED_EVENTS: u32 = 20;
+/// Why a record is one of a session that was lost.
+pub(crate) const KILLED: &str = "the daemon that served this session was killed";
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -83,18 +75,26 @@ pub struct Options {
     pub debug: bool,
     /// Gets a copy of every session's record.
     pub copies: Option<mpsc::UnboundedSender<SessionRecord>>,
+    /// The host's lock, for a daemon that nobody precedes.
+    pub lock: Option<OwnedFd>,
+    /// The daemon from which this one takes over.
+    pub predecessor: Option<Predecessor>,
 }
 
 /// A daemon that is ready to run.
 pub struct App {
     /// The kernel side.
     pub interceptor: Interceptor,
-    context: Arc<Context>,
-    listeners: Listeners,
-    home: Place,
-    watch: Watch,
-    units: Vec<Unit>,
-    writer: JoinHandle<()>,
+    pub(crate) live: Live,
+    pub(crate) listeners: Listeners,
+    pub(crate) home: Place,
+    pub(crate) watch: Watch,
+    pub(crate) wanted: Vec<Wanted>,
+    /// None: nobody asks (`mantled exec`).
+    pub(crate) socket: Option<admin::Socket>,
+    pub(crate) writer: JoinHandle<()>,
+    pub(crate) lock: Option<OwnedFd>,
+    pub(crate) predecessor: Option<Predecessor>,
 }
 
 impl std::fmt::Debug for App {
@@ -116,7 +116,11 @@ impl App {
         output: Box<dyn Write + Send>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let fresh = options.pins.clone().filter(|pins| !pins.exist());
+        // A predecessor's are not ours to remove, whatever it has done with them.
+        let fresh = options
+            .pins
+            .clone()
+            .filter(|pins| !pins.exist() && options.predecessor.is_none());
         Self::try_build(config, output, options).inspect_err(|_| {
             if let Some(pins) = fresh
                 && let Err(error) = pins.remove()
@@ -132,30 +136,30 @@ impl App {
         options: Options,
     ) -> Result<Self, StartError> {
         let connectors = Connectors::new(&config).map_err(StartError::Configuration)?;
-        let mut groups = Vec::new();
-        let mut units = Vec::new();
+        let mut wanted = Vec::new();
         for enrollment in config.enrollments() {
-            let settings = enrollment::group(
-                enrollment.mode(),
-                enrollment.on_daemon_down(),
-                enrollment.inbound(),
-            );
-            match enrollment.target() {
-                // Units come and go; they are looked for as long as the daemon runs.
-                Target::Unit(name) => units.push(Unit {
-                    name: name.as_str().to_owned(),
-                    settings,
-                    enrolled: None,
-                }),
-                Target::Cgroup(path) => {
-                    let cgroup = Cgroup::open(Path::new(path.as_str()))?;
-                    cgroup.check_enrollable()?;
-                    groups.push((cgroup, settings));
+            // Units come and go; a cgroup that is not there is a mistake.
+            if let Target::Cgroup(path) = enrollment.target() {
+                Cgroup::open(Path::new(path.as_str()))?.check_enrollable()?;
+            }
+            wanted.push(Wanted::configured(enrollment));
+        }
+        // `mantled exec` is nobody's daemon: it has no state, and is not asked.
+        let daemon = options.pins.is_some();
+        if daemon {
+            let kept = StateFile::in_directory(config.state_dir())
+                .load()
+                .map_err(StartError::Configuration)?;
+            for saved in &kept {
+                let saved = Wanted::saved(saved).map_err(StartError::Configuration)?;
+                if wanted.iter().any(|listed| listed.target == saved.target) {
+                    tracing::warn!(group = %saved.target, "the configuration enrols it as well, and decides how");
+                } else {
+                    wanted.push(saved);
                 }
             }
         }
 
-        let listeners = Listeners::bind(config.listen_port())?;
         let mut interceptor = Interceptor::load(options.pins)?;
         let flows = interceptor.flows();
         let owed = Owed::default();
@@ -180,20 +184,43 @@ impl App {
             .map_err(|error| failed("starting the record writer", &error))?;
         let ledger = Ledger::new(sink, owed, options.copies);
 
-        // What an earlier daemon left: its connections are gone, and their records are owed.
-        flows
-            .forget_waiting(true)
-            .map_err(|error| failed("the kernel's list of flows", &error))?;
-        for peer in flows
-            .unsettled()
-            .map_err(|error| failed("the kernel's list of flows", &error))?
-        {
-            ledger.write_lost(&peer, "the daemon that served this session was killed");
-        }
+        // Up to here nothing has changed for anybody.
+        let (listeners, lock) = match &options.predecessor {
+            Some(predecessor) => {
+                let Inheritance {
+                    streams,
+                    datagrams,
+                    lock,
+                } = predecessor
+                    .inherit()
+                    .map_err(|error| failed("taking over", &error))?;
+                let listeners = Listeners::inherit(streams, datagrams)
+                    .map_err(|error| failed("taking over", &error))?;
+                (listeners, Some(lock))
+            }
+            None => {
+                let listeners = Listeners::bind(config.listen_port())?;
+                // What an earlier daemon left: its connections are gone, and their records are
+                // owed.
+                flows
+                    .forget_waiting(true)
+                    .map_err(|error| failed("the kernel's list of flows", &error))?;
+                for peer in flows
+                    .unsettled()
+                    .map_err(|error| failed("the kernel's list of flows", &error))?
+                {
+                    ledger.write_lost(&peer, KILLED);
+                }
+                (listeners, options.lock)
+            }
+        };
+        let socket = if daemon {
+            Some(admin::Socket::bind(&config.admin().socket).map_err(StartError::Configuration)?)
+        } else {
+            None
+        };
         interceptor.set_bypass(&bypass_entries(config.bypasses()))?;
-        let resolvers = config
-            .dns()
-            .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        let resolvers = resolvers(&config);
         interceptor.set_resolvers(&resolvers)?;
         interceptor.set_relayed(&config.relayed_ports())?;
         let own = InProcess::start()
@@ -208,41 +235,66 @@ impl App {
         let netns = listeners
             .netns()
             .map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
-        let permits = Arc::new(Semaphore::new(config.limits().sessions));
-        let context = Arc::new(Context {
-            config,
+        let config = Arc::new(config);
+        let live = Live::new(Context {
             connectors: LiveConnectors::new(connectors),
+            resolvers,
             flows,
             names: Arc::new(names),
-            resolvers,
-            permits,
+            changes: watch::Sender::new(Arc::clone(&config)),
+            config,
             ledger,
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),
             syslog: Kept::default(),
             distrusting: WithoutTls::default(),
             checks: Checks::default(),
+            probes: Probes::default(),
         });
         let mut app = Self {
             interceptor,
-            context,
+            live,
             listeners,
             home: Place::home(netns),
             watch,
-            units,
+            wanted,
+            socket,
             writer,
+            lock,
+            predecessor: options.predecessor,
         };
-        let wanted: Vec<String> = app.units.iter().map(|unit| unit.name.clone()).collect();
         // One that the operator enrols is an agent like any other.
-        app.units
-            .extend(enrollment::resolvers().filter(|unit| !wanted.contains(&unit.name)));
-        for unit in &mut app.units {
-            if let Ok(cgroup) = Cgroup::of_unit(&unit.name) {
-                groups.push((cgroup, unit.settings));
-                unit.enrolled = groups.last().map(|(cgroup, _)| cgroup.id());
-            } else if unit.settings.mode != abi::MODE_RESOLVER {
+        let resolvers: Vec<Wanted> = Wanted::resolvers()
+            .filter(|resolver| {
+                app.wanted
+                    .iter()
+                    .all(|wanted| wanted.target != resolver.target)
+            })
+            .collect();
+        app.wanted.extend(resolvers);
+        let mut groups = Vec::new();
+        for wanted in &mut app.wanted {
+            let found = match wanted.find() {
+                Ok(found) => found,
+                Err(_) if wanted.origin == Origin::Resolver => None,
+                // Which is meant is not guessed; what an earlier daemon has enrolled stays so.
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(cgroup) = found {
+                if groups
+                    .iter()
+                    .any(|(other, _): &(Cgroup, abi::Group)| other.id() == cgroup.id())
+                {
+                    wanted.tell(TAKEN.to_owned());
+                    continue;
+                }
+                wanted.enrolled = Some(cgroup.id());
+                wanted.counted = wanted.enrolled;
+                app.live.current().ledger.count(cgroup.id(), None);
+                groups.push((cgroup, wanted.settings));
+            } else if wanted.origin != Origin::Resolver {
                 tracing::warn!(
-                    unit = unit.name,
+                    group = %wanted.target,
                     "does not run; it is enrolled when it starts"
                 );
             }
@@ -269,7 +321,7 @@ impl App {
                 return Err(error);
             }
         }
-        app.watch.forget_others(netns)?;
+        app.interceptor.forget_others()?;
         Ok(app)
     }
 
@@ -278,71 +330,21 @@ impl App {
     /// # Errors
     /// [`StartError`].
     pub fn enroll(&mut self, cgroup: &Cgroup, settings: abi::Group) -> Result<(), StartError> {
-        let Self {
-            interceptor,
-            context,
-            ..
-        } = self;
-        Ok(enrollment::enroll(
-            interceptor,
+        let context = self.live.current();
+        enrollment::enroll(
+            &mut self.interceptor,
             &context.config,
             &context.resolvers,
             cgroup,
             settings,
-        )?)
-    }
-
-    /// Serves until `stop` turns true, drains, and writes every record that can be written.
-    ///
-    /// # Errors
-    /// As the event loop's registration of sockets.
-    pub async fn run(self, stop: watch::Receiver<bool>) -> io::Result<()> {
-        let Self {
-            mut interceptor,
-            context,
-            listeners,
-            home,
-            watch,
-            mut units,
-            writer,
-        } = self;
-        let events = interceptor.events().map_err(io::Error::other)?;
-        let counters = interceptor.counters();
-        let names = Arc::clone(&context.names);
-        let background = [
-            tokio::spawn(log_events(events, watch.clone())),
-            tokio::spawn(sweep(Arc::clone(&context))),
-            tokio::spawn(async move { names.follow().await }),
-            tokio::spawn(follow_trust(Arc::clone(&context))),
-        ];
-        let elsewhere = tokio::spawn(namespaces::run(Arc::clone(&context), watch, stop.clone()));
-        let sockets = listeners.into_parts();
-        let served = tokio::select! {
-            served = proxy::run(Arc::clone(&context), home, sockets, stop) => served,
-            () = enrollment::follow(&mut interceptor, &context.config, &context.resolvers, &mut units) => Ok(()),
-        };
-        // Both drain for as long.
-        let _ = elsewhere.await;
-        for task in background {
-            task.abort();
-            let _ = task.await;
-        }
-        log_totals(&counters, &context.ledger);
-        drop(context);
-        // The writer ends when the last ledger is gone, which the lines above have seen to.
-        let written = tokio::task::spawn_blocking(move || writer.join());
-        if timeout(LAST_WRITE, written).await.is_err() {
-            tracing::error!(
-                "records could not be written; the next start writes what they owe as aborted"
-            );
-        }
-        served
+        )?;
+        Ok(())
     }
 }
 
 /// The kernel finds only the longest prefix, so each gets the ports of those around it. No port
 /// means all.
-fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
+pub(crate) fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
     let mut prefixes: Vec<IpNet> = bypasses.iter().map(Bypass::cidr).collect();
     prefixes.sort_unstable();
     prefixes.dedup();
@@ -363,6 +365,13 @@ fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
             (prefix.network(), prefix.prefix_len(), ports)
         })
         .collect()
+}
+
+/// Whom enrolled groups may ask for names.
+pub(crate) fn resolvers(config: &Config) -> Vec<IpAddr> {
+    config
+        .dns()
+        .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
 }
 
 /// Where session records go.
@@ -398,128 +407,6 @@ pub fn open_log(file: &Path) -> Result<Box<dyn Write + Send>, StartError> {
         .open(file)
         .map_err(failed)?;
     Ok(Box::new(file))
-}
-
-/// Logs what the kernel programs refuse and drop. What they say of network namespaces has these
-/// looked at.
-async fn log_events(mut events: Events, watch: Watch) {
-    let mut second = Instant::now();
-    let (mut logged, mut suppressed) = (0, 0_u64);
-    loop {
-        let event = match events.next().await {
-            Ok(event) => event,
-            Err(error) => {
-                tracing::error!(%error, "the kernel's events cannot be read any more");
-                return;
-            }
-        };
-        if matches!(
-            event.kind,
-            Kind::NamespaceSeen | Kind::NamespaceRefused | Kind::NamespacePassed
-        ) {
-            watch.wake();
-        }
-        if event.kind == Kind::NamespaceSeen {
-            // Nothing has happened to it.
-            continue;
-        }
-        if second.elapsed() >= Duration::from_secs(1) {
-            if suppressed > 0 {
-                tracing::warn!(
-                    suppressed,
-                    "more of the kernel's refusals in the last second"
-                );
-            }
-            (second, logged, suppressed) = (Instant::now(), 0, 0);
-        }
-        if logged >= LOGGED_EVENTS {
-            suppressed += 1;
-            continue;
-        }
-        logged += 1;
-        tracing::warn!(
-            event.name = event.kind.name(),
-            protocol = event.protocol,
-            server.address = %event.address,
-            server.port = event.port,
-            process.pid = event.pid,
-            process.executable.name = event.comm,
-            process.user.id = event.uid,
-            cgroup = event.group,
-            "{}",
-            what_happened(event.kind)
-        );
-    }
-}
-
-/// An event in a sentence, with the remedy where there is one.
-fn what_happened(kind: Kind) -> &'static str {
-    match kind {
-        Kind::NamespaceRefused => {
-            "refused by the kernel: mantled did not listen in this container's network namespace \
-             yet; it does in a moment, so the agent should try again (where this goes on, see the \
-             error about that namespace)"
-        }
-        Kind::NamespacePassed => {
-            "passed mantled by: it did not listen in this container's network namespace yet; it \
-             does in a moment (where this goes on, see the error about that namespace)"
-        }
-        Kind::DownPassed => "passed mantled by: the daemon was down, and on_daemon_down is open",
-        _ => "refused by the kernel",
-    }
-}
-
-/// Keeps the connectors up to date with their files.
-async fn follow_trust(context: Arc<Context>) {
-    let replaced = || {
-        context.without_tls.forget();
-        context.distrusting.forget();
-        context.checks.forget();
-    };
-    context.connectors.follow(&context.config, replaced).await;
-}
-
-/// Finds connections that were redirected and never reached accept(), and writes their records.
-async fn sweep(context: Arc<Context>) {
-    let mut ticks = interval(SWEEP);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let result = context
-            .flows
-            .forget_waiting(false)
-            .and_then(|()| context.flows.unsettled());
-        match result {
-            Ok(unsettled) => {
-                for peer in unsettled {
-                    let lost = peer.is_stale()
-                        && !context.ledger.owes(peer.flow.id)
-                        // Settled since the list was read?
-                        && context.flows.is_unsettled(peer.flow.id).unwrap_or(false);
-                    if lost {
-                        context
-                            .ledger
-                            .write_lost(&peer, "the connection never reached the proxy");
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the kernel's list of flows cannot be read"),
-        }
-    }
-}
-
-fn log_totals(counters: &Counters, ledger: &Ledger) {
-    let kernel = counters.read().unwrap_or_default();
-    let seen: Vec<String> = kernel
-        .iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(name, count)| format!("{name}={count}"))
-        .collect();
-    tracing::info!(
-        sessions = ledger.opened(),
-        kernel = seen.join(" "),
-        "stopped"
-    );
 }
 
 #[cfg(test)]

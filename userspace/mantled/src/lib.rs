@@ -29,15 +29,20 @@
 //!    checks its framing to the last byte. Its server is verified by a handshake of the proxy's own
 //!    ([`proxy::checks`]); where a route says so, the agent's TLS ends here instead, by the host's
 //!    authority ([`ca`]), and its server is `Verified`.
-//! 8. [`proxy::relay`] moves bytes in both directions.
+//! 8. [`proxy::relay`] moves bytes in both directions. What observe mode alone has allowed ends when
+//!    its group is enforced, and what another configuration would plan otherwise when that is loaded
+//!    ([`proxy::revocation`]).
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
 //!    and its successor writes them as `aborted`.
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
-//! [`enrollment`] enrols groups and follows units; [`namespaces`] serves agents in containers, whose
-//! servers are dialled from where they are ([`proxy::place`]); [`app`] builds and joins the parts, binds
-//! everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
+//! [`enrollment`] enrols a group, and [`groups`] knows which are to be, follows units from one
+//! cgroup to the next, reads the configuration again, and answers the [`admin`] socket, whose changes
+//! [`state`] keeps; [`namespaces`] serves agents in containers, whose servers are dialled from where
+//! they are ([`proxy::place`]); [`app`] builds and joins the parts and binds everything, then
+//! [`daemon`] runs, until it stops or a [`handover`] gives everything to a new process; [`watchdog`]
+//! looks whether it does; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
 //! anything is touched; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
@@ -45,16 +50,22 @@
 //! liveness socket is gone.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod app;
 pub mod ca;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod enrollment;
 pub mod error;
+pub mod groups;
+pub mod handover;
 pub mod identity;
 pub mod names;
 pub mod namespaces;
 pub mod proxy;
+pub mod state;
 pub mod survey;
 pub mod time;
 pub mod tls;
+pub mod watchdog;

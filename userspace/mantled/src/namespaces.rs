@@ -8,16 +8,16 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use mantled_redirect::{Change, Watch, cgroup::Cgroup, namespaces::Kind};
+use mantled_redirect::{Change, Parts, Watch, abi, cgroup::Cgroup, namespaces::Kind};
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, sleep},
 };
 
 use crate::{
     enrollment,
-    proxy::{self, Context, place::Place},
+    proxy::{Context, Phase, Server, place::Place},
 };
 
 /// How often the groups' threads are looked at.
@@ -31,17 +31,19 @@ const REST: u32 = 50;
 /// keep the daemon busy.
 const SHORTEST: Duration = Duration::from_millis(10);
 
-/// Serves until `stop` turns true and the last session has ended.
-pub async fn run(context: Arc<Context>, watch: Watch, mut stop: watch::Receiver<bool>) {
-    // Places, by cookie; what is sent ends them.
+/// Serves until the daemon does not and the last session has ended.
+pub async fn run(server: Server, watch: Watch) {
+    let mut phases = server.phases();
+    // What is dropped or sent ends the place with this cookie.
     let mut places: HashMap<u64, watch::Sender<bool>> = HashMap::new();
     let mut serving = JoinSet::new();
-    let mut stopping = false;
     loop {
+        let phase = *phases.borrow_and_update();
         let begun = Instant::now();
         let looking = {
             let watch = watch.clone();
-            tokio::task::spawn_blocking(move || watch.look(stopping))
+            // While a successor begins, and after it has, what is new is the successor's.
+            spawn_blocking(move || watch.look(phase != Phase::Serving))
         };
         for change in looking.await.unwrap_or_default() {
             match change {
@@ -50,81 +52,90 @@ pub async fn run(context: Arc<Context>, watch: Watch, mut stop: watch::Receiver<
                     let (end, ended) = watch::channel(false);
                     places.insert(cookie, end);
                     let place = Place::elsewhere(cookie, watch.namespaces(), ended);
-                    let sockets = listeners.into_parts();
-                    serving.spawn(serve(Arc::clone(&context), place, sockets, stop.clone()));
+                    serving.spawn(serve(server.at(place), cookie, listeners.into_parts()));
                 }
                 Change::Ended { cookie } => {
-                    tracing::info!(namespace = cookie, "no enrolled group uses it any more");
+                    tracing::info!(namespace = cookie, "no process of a group uses it any more");
                     if let Some(end) = places.remove(&cookie) {
-                        let _ = end.send(true);
+                        end.send_replace(true);
                     }
                 }
                 Change::Failed(error) => tracing::error!(%error, "AGENTS ARE NOT SERVED"),
-                entered @ Change::Entered { .. } => {
-                    end_existing(&context, &watch, entered).await;
+                Change::Entered {
+                    cookie,
+                    cgroup,
+                    settings,
+                    known,
+                } => {
+                    let before = Before {
+                        context: server.context(),
+                        watch: watch.clone(),
+                        cookie,
+                        settings,
+                        known,
+                    };
+                    // Lists all sockets of the namespace.
+                    let ended = spawn_blocking(move || match Cgroup::open(&cgroup) {
+                        Ok(cgroup) => before.end(&cgroup),
+                        Err(_) => {} // It has gone, and its sockets with it.
+                    });
+                    let _ = ended.await;
                 }
             }
         }
+        while serving.try_join_next().is_some() {}
+        let over = matches!(phase, Phase::Succeeded | Phase::Stopping);
+        if over && serving.is_empty() {
+            return;
+        }
         let took = begun.elapsed();
-        let pause = LOOK.max(took * REST);
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep(LOOK.max(took * REST)) => {}
             () = async {
                 sleep(SHORTEST.max(took)).await;
                 watch.woken().await;
-            } => {}
-            _ = stop.wait_for(|stop| *stop), if !stopping => stopping = true,
-            // Those that have ended are forgotten; the last one is the end of a daemon that stops.
-            over = serving.join_next(), if stopping => if over.is_none() { return },
+            }, if !over => {}
+            Ok(()) = phases.changed() => {}
+            // The last one is the end of a daemon that stops.
+            Some(_) = serving.join_next(), if over => {}
         }
-        while serving.try_join_next().is_some() {}
     }
 }
 
-async fn serve(
-    context: Arc<Context>,
-    place: Place,
-    sockets: mantled_redirect::Parts,
-    stop: watch::Receiver<bool>,
-) {
-    let cookie = place.cookie();
-    if let Err(error) = proxy::serve(context, place, sockets, stop).await {
+async fn serve(server: Server, cookie: u64, sockets: Parts) {
+    if let Err(error) = server.serve(sockets).await {
         tracing::error!(%error, namespace = cookie, "AGENTS ARE NOT SERVED");
     }
 }
 
-/// Ends the connections that a group has in a namespace from before.
-async fn end_existing(context: &Arc<Context>, watch: &Watch, entered: Change) {
-    let (context, namespaces) = (Arc::clone(context), watch.namespaces());
-    // Lists all sockets of the namespace.
-    let ended = tokio::task::spawn_blocking(move || {
-        let Change::Entered {
-            cookie,
-            cgroup,
-            settings,
-            known,
-        } = entered
-        else {
-            return;
-        };
-        let Ok(cgroup) = Cgroup::open(&cgroup) else {
-            return; // It has gone, and its sockets with it.
-        };
-        match namespaces.socket(cookie, Kind::Diagnosis) {
-            Ok(netlink) => enrollment::end_existing(
-                &context.config,
-                &context.resolvers,
-                &cgroup,
-                settings,
-                known,
-                Some(netlink),
-            ),
+/// The connections that a group has in a namespace from before.
+struct Before {
+    context: Arc<Context>,
+    watch: Watch,
+    cookie: u64,
+    settings: abi::Group,
+    known: bool,
+}
+
+impl Before {
+    fn end(&self, cgroup: &Cgroup) {
+        let netlink = self.watch.namespaces().socket(self.cookie, Kind::Diagnosis);
+        match netlink {
+            Ok(netlink) => {
+                enrollment::end_existing(
+                    &self.context.config,
+                    &self.context.resolvers,
+                    cgroup,
+                    self.settings,
+                    self.known,
+                    Some(netlink),
+                );
+            }
             Err(error) => tracing::warn!(
                 %error,
-                namespace = cookie,
+                namespace = self.cookie,
                 "sockets from before enrolment could not be ended; packets of the group's own are dropped"
             ),
         }
-    });
-    let _ = ended.await;
+    }
 }

@@ -10,6 +10,7 @@
 
 pub mod bpffs;
 pub mod cgroup;
+pub mod descriptors;
 pub mod doctor;
 mod error;
 pub mod events;
@@ -21,6 +22,7 @@ mod listener;
 mod map;
 mod names;
 pub mod namespaces;
+mod object;
 mod pins;
 pub mod spawn;
 pub mod sys;

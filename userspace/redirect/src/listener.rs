@@ -1,10 +1,11 @@
 //! The sockets that redirected connections arrive at, and the one that proves there is a daemon.
 
 use std::{
+    collections::HashMap,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use mantled_abi as abi;
@@ -58,6 +59,23 @@ impl Listeners {
                 Err(error) => return Err(failed(error)),
             }
         }
+    }
+
+    /// Those of a predecessor, which accepts no more; with a proof of its own.
+    ///
+    /// # Errors
+    /// They are not what a predecessor has; as listen(2).
+    pub fn inherit(streams: Vec<OwnedFd>, datagrams: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut streams = streams.into_iter().map(TcpListener::from);
+        let v4 = streams
+            .next()
+            .ok_or_else(|| io::Error::other("the predecessor has handed over no listener"))?;
+        Ok(Self {
+            v4,
+            v6: streams.next(),
+            datagrams: datagrams.into_iter().map(UdpSocket::from).collect(),
+            liveness: listener((Ipv4Addr::LOCALHOST, 0).into(), 1, false)?,
+        })
     }
 
     /// Binds them in another network namespace, that of the calling thread, on a free port. The
@@ -184,6 +202,26 @@ pub struct Parts {
     pub liveness: Liveness,
 }
 
+impl Parts {
+    /// Another descriptor of each stream and each datagram socket, for a successor.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn duplicate(&self) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
+        let streams: io::Result<_> = self
+            .streams
+            .iter()
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+            .collect();
+        let datagrams: io::Result<_> = self
+            .datagrams
+            .iter()
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+            .collect();
+        Ok((streams?, datagrams?))
+    }
+}
+
 /// As long as it exists, the kernel programs find a daemon.
 #[derive(Debug)]
 pub struct Liveness {
@@ -237,6 +275,8 @@ struct Inner {
     liveness: Map<i32, u64>,
     /// Marks the liveness sockets of this daemon.
     instance: u64,
+    /// What it has told them, by network namespace.
+    told: Mutex<HashMap<u64, abi::Listener>>,
 }
 
 impl Served {
@@ -246,7 +286,13 @@ impl Served {
             liveness,
             // Never zero, and never the number of a daemon that was here before.
             instance: sys::monotonic().max(1),
+            told: Mutex::new(HashMap::new()),
         }))
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<u64, abi::Listener>> {
+        // Nothing panics while it holds the lock; a map is whole after every call in any case.
+        self.0.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on, connections of their network namespace go to these listeners.
@@ -262,23 +308,44 @@ impl Served {
             liveness_port: listeners.liveness_port()?,
             pad: 0,
         };
-        self.0.listeners.insert(&listeners.netns()?, &entry)
+        let netns = listeners.netns()?;
+        self.0.listeners.insert(&netns, &entry)?;
+        self.told().insert(netns, entry);
+        Ok(())
     }
 
-    /// Nobody listens in this network namespace any more.
+    /// This daemon does not listen in that network namespace any more; a successor may.
     ///
     /// # Errors
     /// As bpf(2).
     pub fn remove(&self, netns: u64) -> io::Result<()> {
-        self.0.listeners.remove(&netns).map(drop)
+        self.told().remove(&netns);
+        match self.0.listeners.get(&netns)? {
+            Some(entry) if entry.instance == self.0.instance => {
+                self.0.listeners.remove(&netns).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Forgets the network namespaces of an earlier daemon that are not among these.
+    /// Tells everything again, after a successor has told something else.
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn retain(&self, netns: &[u64]) -> io::Result<()> {
-        self.0.listeners.retain(netns)
+    pub fn restore(&self) -> io::Result<()> {
+        for (netns, entry) in self.told().iter() {
+            self.0.listeners.insert(netns, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets where an earlier daemon has listened and this one does not.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn forget_others(&self) -> io::Result<()> {
+        let own: Vec<u64> = self.told().keys().copied().collect();
+        self.0.listeners.retain(&own)
     }
 }
 

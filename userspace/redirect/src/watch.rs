@@ -72,6 +72,8 @@ struct Member {
     settings: Group,
     /// Was it enrolled when it was looked at last, by this daemon or an earlier one?
     known: bool,
+    /// It is not enrolled any more; what it has in the namespaces that are open may go on.
+    withdrawn: bool,
 }
 
 /// What has changed since the last look.
@@ -147,10 +149,15 @@ impl Watch {
             path: cgroup.path().to_owned(),
             settings,
             known,
+            withdrawn: false,
         };
         let mut state = self.state();
         let used = self.used(&mut state, cgroup.id(), &member);
         self.open(&mut state, &used.unwrap_or_default());
+        // The last cgroup of a unit that has started again.
+        state
+            .groups
+            .retain(|_, other| !other.withdrawn || other.path != member.path);
         state.groups.insert(cgroup.id(), member);
         drop(state);
         self.wake();
@@ -158,7 +165,9 @@ impl Watch {
 
     /// This group is not enrolled any more.
     pub(crate) fn remove(&self, id: u64) {
-        self.state().groups.remove(&id);
+        if let Some(member) = self.state().groups.get_mut(&id) {
+            member.withdrawn = true;
+        }
     }
 
     /// Looks at every group, opens and gives up namespaces (opens none where `only_ends`), and
@@ -176,11 +185,17 @@ impl Watch {
                 whole = false;
                 continue;
             };
-            entered.extend(used.iter().map(|used| (used.inode, *id)));
+            if member.withdrawn {
+                if !used.iter().any(|used| state.open.contains_key(&used.inode)) {
+                    state.groups.remove(id);
+                }
+            } else {
+                entered.extend(used.iter().map(|used| (used.inode, *id)));
+                if !only_ends {
+                    self.open(&mut state, &used);
+                }
+            }
             seen.extend(used);
-        }
-        if !only_ends {
-            self.open(&mut state, &seen);
         }
         for (inode, id) in entered {
             if let Some(member) = groups.get(&id) {
@@ -284,19 +299,6 @@ impl Watch {
             });
             false
         });
-    }
-
-    /// Forgets where an earlier daemon has listened and this one does not.
-    ///
-    /// # Errors
-    /// As bpf(2).
-    pub fn forget_others(&self, home: u64) -> Result<(), Error> {
-        let mut kept: Vec<u64> = self.state().open.values().map(|open| open.cookie).collect();
-        kept.push(home);
-        self.0
-            .served
-            .retain(&kept)
-            .map_err(|source| Error::io("forgetting where an earlier daemon has listened", source))
     }
 
     /// It is time to look.

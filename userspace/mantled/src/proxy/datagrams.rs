@@ -10,7 +10,6 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
     task::{Context as TaskContext, Poll, ready},
     time::Duration,
 };
@@ -24,7 +23,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{Context, Stop, place::Place, session};
+use super::{Accepts, Server, session};
 
 /// A socket that has sent nothing for so long has ended its session.
 const IDLE: Duration = Duration::from_secs(60);
@@ -76,26 +75,31 @@ struct Sender {
     dropped: u64,
 }
 
-/// Takes datagrams until it is time to stop, then lets the sessions end.
-pub async fn run(context: Arc<Context>, place: Place, socket: std::net::UdpSocket, stop: Stop) {
+/// Takes datagrams while the place is served, then lets the sessions end.
+pub async fn run(server: Server, socket: std::net::UdpSocket) {
     match UdpSocket::from_std(socket) {
-        Ok(socket) => receive(&context, &place, socket, stop).await,
+        Ok(socket) => receive(server, socket).await,
         Err(error) => tracing::error!(%error, "datagrams cannot be received"),
     }
 }
 
-async fn receive(context: &Arc<Context>, place: &Place, socket: UdpSocket, mut stop: Stop) {
+async fn receive(mut server: Server, socket: UdpSocket) {
     let mut senders: HashMap<(u64, SocketAddr), Sender> = HashMap::new();
     let mut sessions = JoinSet::new();
     let mut clock = interval(LOOK);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
+        let accepts = server.accepts();
+        if matches!(accepts, Accepts::TheLast | Accepts::Nothing) {
+            break;
+        }
         tokio::select! {
-            received = socket.recv_from(&mut buffer) => match received {
+            () = server.changed() => {}
+            received = socket.recv_from(&mut buffer), if accepts == Accepts::All => match received {
                 Ok((length, from)) => {
                     let message = buffer.get(..length).unwrap_or_default();
-                    take(context, place, &mut senders, &mut sessions, message, from);
+                    take(&server, &mut senders, &mut sessions, message, from);
                 }
                 Err(error) => tracing::debug!(%error, "a datagram"),
             },
@@ -103,14 +107,12 @@ async fn receive(context: &Arc<Context>, place: &Place, socket: UdpSocket, mut s
                 senders.retain(|_, sender| keep(sender, now));
                 while sessions.try_join_next().is_some() {}
             }
-            () = stop.requested() => break,
         }
     }
     drop(socket);
     // The ends of the messages end the sessions.
     senders.clear();
-    stop.drain(&mut sessions, context.config.limits().drain)
-        .await;
+    server.drain(&mut sessions).await;
 }
 
 fn keep(sender: &mut Sender, now: Instant) -> bool {
@@ -130,15 +132,18 @@ fn keep(sender: &mut Sender, now: Instant) -> bool {
 }
 
 fn take(
-    context: &Arc<Context>,
-    place: &Place,
+    server: &Server,
     senders: &mut HashMap<(u64, SocketAddr), Sender>,
     sessions: &mut JoinSet<()>,
     message: &[u8],
     from: SocketAddr,
 ) {
     // Who found the port without the kernel's help is nobody that the proxy serves.
-    let Ok(Some(peer)) = context.flows.of_datagram(place.cookie(), from) else {
+    let Ok(Some(peer)) = server
+        .context()
+        .flows
+        .of_datagram(server.place.cookie(), from)
+    else {
         return;
     };
     if message.is_empty() {
@@ -147,7 +152,7 @@ fn take(
     let key = (peer.flow.cookie, peer.destination);
     let sender = senders
         .entry(key)
-        .or_insert_with(|| open(context, place, sessions, peer, from));
+        .or_insert_with(|| open(server, sessions, peer, from));
     let mut framed = format!("{} ", message.len()).into_bytes();
     framed.extend_from_slice(message);
     if sender.messages.try_send(framed).is_err() {
@@ -157,15 +162,9 @@ fn take(
     }
 }
 
-fn open(
-    context: &Arc<Context>,
-    place: &Place,
-    sessions: &mut JoinSet<()>,
-    peer: Peer,
-    from: SocketAddr,
-) -> Sender {
+fn open(server: &Server, sessions: &mut JoinSet<()>, peer: Peer, from: SocketAddr) -> Sender {
     let (messages, incoming) = mpsc::channel(AHEAD);
-    let (context, place) = (Arc::clone(context), place.clone());
+    let (context, place) = (server.context(), server.place.clone());
     sessions.spawn(async move {
         let messages = Messages {
             incoming,

@@ -8,8 +8,8 @@ use tokio::net::TcpStream;
 use super::place::Place;
 use crate::error::{Cause, Failure};
 
-/// Takes the flow of a connection that was accepted in this place. A miss is a peer that the kernel did not redirect:
-/// it is refused, for the proxy serves nobody who merely found its port.
+/// Takes the flow of a connection that was accepted in this place. A miss is a peer that the kernel
+/// did not redirect: it is refused, for the proxy serves nobody who merely found its port.
 ///
 /// # Errors
 /// [`Cause::NotRedirected`], [`Cause::Internal`].

@@ -69,6 +69,18 @@ impl Place {
         self.cookie
     }
 
+    /// Is it the daemon's own?
+    pub fn is_home(&self) -> bool {
+        self.elsewhere.is_none()
+    }
+
+    /// Are the agents gone?
+    pub fn has_ended(&self) -> bool {
+        self.elsewhere.as_ref().is_some_and(|elsewhere| {
+            *elsewhere.ended.borrow() || elsewhere.ended.has_changed().is_err()
+        })
+    }
+
     /// Returns when the agents are gone, so that nothing keeps the namespace.
     pub async fn ended(&self) {
         match &self.elsewhere {

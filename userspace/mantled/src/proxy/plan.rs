@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 
 use super::{data_channels::Service, spoken::Spoken};
 use crate::{
-    config::{Config, Protocol, TlsMode},
+    config::{Config, Protocol, TlsMode, Trust},
     names::{Found, Source},
 };
 
@@ -41,6 +41,8 @@ pub struct Plan {
     pub clear_text: Option<ClearTextPermit>,
     /// May the agent's own encryption pass, which nobody can verify here?
     pub native: bool,
+    /// It is observe mode alone that allows this: in enforce mode what is not verified is refused.
+    pub lenient: bool,
 }
 
 impl Plan {
@@ -86,6 +88,7 @@ impl Plan {
             data_of: None,
             clear_text: (observe || tls == TlsMode::Exempt).then_some(ClearTextPermit(())),
             native: observe || tls == TlsMode::Passthrough,
+            lenient: observe && !matches!(tls, TlsMode::Exempt | TlsMode::Passthrough),
         }
     }
 
@@ -103,6 +106,7 @@ impl Plan {
             data_of: None,
             clear_text: Some(ClearTextPermit(())),
             native: false,
+            lenient: false,
         }
     }
 
@@ -122,6 +126,21 @@ impl Plan {
         self.ambiguous.clear();
         self.data_of = Some(service);
         self
+    }
+
+    /// Is this, by `config`, what `other` was by `its`? A certificate of the agent's host that was
+    /// renewed changes nothing for sessions that are open.
+    pub fn is_as(&self, config: &Config, other: &Self, its: &Config) -> bool {
+        let trust = |plan: &Self, config: &Config| {
+            let route = plan.route.and_then(|index| config.routes().get(index));
+            Trust {
+                client: None,
+                ..config.trust_for(route).clone()
+            }
+        };
+        (self.tls, self.protocol, self.port) == (other.tls, other.protocol, other.port)
+            && (&self.name, &self.ambiguous) == (&other.name, &other.ambiguous)
+            && trust(self, config) == trust(other, its)
     }
 
     /// May a server that cannot be verified be used in clear? An exempt route does not even try.

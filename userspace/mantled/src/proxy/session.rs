@@ -20,6 +20,7 @@ use super::{
     plan::Plan,
     refusal,
     relay::relay,
+    revocation::Revocation,
     spoken::Spoken,
     unreachable,
     upgrade::{Upgrade, Way},
@@ -172,6 +173,9 @@ async fn walk(
     session.record.route = plan.route.map(|index| index + 1);
     session.record.name_source = Some(plan.name_source);
 
+    let process = session.record.process.as_ref();
+    let cgroup = process.and_then(|process| process.cgroup.as_deref());
+    let revocation = Revocation::of(context, peer, &names, &plan, cgroup);
     let upgrade = Upgrade {
         context,
         peer,
@@ -179,10 +183,11 @@ async fn walk(
         agent,
         plan: &plan,
         dial,
+        revocation: &revocation,
     };
     let way = upgrade.run(heard, dialling).await?;
     let received = session.record.received;
-    let result = carry(session, agent, way).await;
+    let result = carry(session, agent, way, revocation).await;
     if session.record.received > received || heard != Spoken::Known(Protocol::Http) {
         // The server's words have reached the agent; a refusal of ours would be one of many.
         *spoken = None;
@@ -214,14 +219,27 @@ async fn resolve(
         agent,
         plan: &plan,
         dial,
+        revocation: &Revocation::never(),
     };
     let way = upgrade.resolver(dialling, peer.flow.group).await?;
-    carry(session, agent, way).await
+    carry(session, agent, way, Revocation::never()).await
 }
 
 /// Carries the bytes; what went by is recorded.
-async fn carry(session: &mut Session, agent: &mut Agent, way: Way) -> Result<End, Failure> {
-    let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
+async fn carry(
+    session: &mut Session,
+    agent: &mut Agent,
+    way: Way,
+    revocation: Revocation,
+) -> Result<End, Failure> {
+    let (carried, result) = relay(
+        agent,
+        way.upstream,
+        way.from_agent,
+        way.from_server,
+        revocation,
+    )
+    .await;
     session.record.sent += carried.sent;
     session.record.received += carried.received;
     if let Filter::Ssh(guard) = &carried.from_server {

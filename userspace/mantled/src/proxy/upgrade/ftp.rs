@@ -160,11 +160,12 @@ impl Upgrade<'_> {
         Control::new(
             self.context,
             &self.dial.place,
-            self.peer,
+            *self.peer,
             self.session.record.process.clone(),
             local.ok(),
             service,
             self.plan.clear_text,
+            self.revocation.clone(),
         )
     }
 }

@@ -31,6 +31,7 @@ use crate::{
         place::Place,
         plan::ClearTextPermit,
         relay::relay,
+        revocation::Revocation,
         upstream::{Dialled, Upstream},
     },
 };
@@ -77,26 +78,29 @@ struct Transfer {
     process: Option<Process>,
     service: Service,
     clear_text: Option<ClearTextPermit>,
+    revocation: Revocation,
 }
 
 impl Control {
     pub(super) fn new(
         context: &Context,
         place: &Place,
-        peer: &Peer,
+        peer: Peer,
         process: Option<Process>,
         local: Option<IpAddr>,
         service: Service,
         clear_text: Option<ClearTextPermit>,
+        revocation: Revocation,
     ) -> Self {
         Self {
             transfer: Transfer {
                 ledger: context.ledger.clone(),
                 place: place.clone(),
-                peer: *peer,
+                peer,
                 process,
                 service,
                 clear_text,
+                revocation,
             },
             channels: context.data_channels.clone(),
             local,
@@ -254,7 +258,14 @@ impl Transfer {
                     format!("the agent's listener for the file could not be reached: {error}"),
                 )
             })?;
-        let (carried, result) = relay(&mut agent, upstream, Filter::None, Filter::None).await;
+        let (carried, result) = relay(
+            &mut agent,
+            upstream,
+            Filter::None,
+            Filter::None,
+            self.revocation.clone(),
+        )
+        .await;
         session.record.sent = carried.sent;
         session.record.received = carried.received;
         result?;
