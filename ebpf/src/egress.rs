@@ -127,6 +127,8 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
             flow.pid = state.flow.pid;
             flow.uid = state.flow.uid;
             flow.comm = state.flow.comm;
+        } else if is_neighbour_discovery(ctx, &packet) {
+            return PASS;
         }
         if packet.protocol == TCP && is_inbound(sk) {
             if enrolled.group.inbound == INBOUND_ALLOW {
@@ -144,6 +146,30 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
     flow.port = u32::from(packet.port);
     tell(EVENT_DROPPED, u32::from(packet.protocol), &flow);
     DROP
+}
+
+/// Is this the kernel asking for a neighbour's link-layer address, or telling its own (RFC 4861)?
+/// For IPv6 it does so by a socket of each network namespace, which belongs to the group when a task
+/// of the group has made the namespace; without it nobody there reaches anybody, the proxy included.
+/// Sockets that the group makes are known by their storage and are not let pass for it.
+#[inline(always)]
+fn is_neighbour_discovery(ctx: &SkBuffContext, packet: &Packet) -> bool {
+    const ICMPV6: u8 = 58;
+    const ROUTER_SOLICITATION: u8 = 133;
+    const NEIGHBOUR_SOLICITATION: u8 = 135;
+    const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    // With one option, an Ethernet address or a nonce.
+    const LONGEST: u32 = 40 + 24 + 8;
+    packet.protocol == ICMPV6
+        && load!(ctx.skb.skb, __sk_buff, len) <= LONGEST
+        // Nobody takes such a packet from farther away than the link.
+        && ctx.load::<u8>(7).is_ok_and(|hops| hops == 255)
+        && ctx.load::<u8>(packet.transport).is_ok_and(|kind| {
+            matches!(
+                kind,
+                ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
+            )
+        })
 }
 
 /// Does connect()'s decision about this socket cover this packet?
