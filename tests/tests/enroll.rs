@@ -318,7 +318,7 @@ fn what_the_kernel_does_not_run_is_told() -> Result<()> {
     let _daemon = Daemon::start(&lab, &group, "enforce", "")?;
     assert!(told(&["status"])?.contains("attached"));
     // Somebody else detaches under the daemon.
-    let pin = fs::read_dir("/sys/fs/bpf/mantled/v1/groups")?
+    let pin = fs::read_dir("/sys/fs/bpf/mantled/v2/groups")?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.to_string_lossy().ends_with("-egress"));

@@ -133,7 +133,7 @@ fn a_container_is_served_by_the_successor_as_well() -> Result<()> {
     let cut = Held::by(container.command(&group, AGENT), tls.address, 1)?;
     let hammer = container
         .command(&group, AGENT)
-        .args(["hammer", &tls.address.to_string(), "500"])
+        .args(["hammer", &tls.address.to_string(), "200"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -158,11 +158,11 @@ fn a_container_is_served_by_the_successor_as_well() -> Result<()> {
         (!is_alive(daemon.pid())).then_some(())
     })?;
     drop(cut);
-    let records = daemon.settled_records(502)?;
+    let records = daemon.settled_records(202)?;
     let verified = records
         .iter()
         .filter(|record| record["mantled.path"] == "verified");
-    assert_eq!(verified.count(), 502);
+    assert_eq!(verified.count(), 202);
     drop(successor);
     Ok(())
 }

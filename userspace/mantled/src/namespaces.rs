@@ -75,9 +75,11 @@ pub async fn run(server: Server, watch: Watch) {
                         known,
                     };
                     // Lists all sockets of the namespace.
-                    let ended = spawn_blocking(move || match Cgroup::open(&cgroup) {
-                        Ok(cgroup) => before.end(&cgroup),
-                        Err(_) => {} // It has gone, and its sockets with it.
+                    let ended = spawn_blocking(move || {
+                        // One that has gone has no sockets.
+                        if let Ok(cgroup) = Cgroup::open(&cgroup) {
+                            before.end(&cgroup);
+                        }
                     });
                     let _ = ended.await;
                 }

@@ -159,8 +159,7 @@ impl Upgrade<'_> {
         };
         Control::new(
             self.context,
-            &self.dial.place,
-            *self.peer,
+            (&self.dial.place, *self.peer),
             self.session.record.process.clone(),
             local.ok(),
             service,

@@ -84,8 +84,7 @@ struct Transfer {
 impl Control {
     pub(super) fn new(
         context: &Context,
-        place: &Place,
-        peer: Peer,
+        (place, peer): (&Place, Peer),
         process: Option<Process>,
         local: Option<IpAddr>,
         service: Service,
