@@ -4,6 +4,7 @@
 //! user are answered, and nobody inside of an enrolled group.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::{
@@ -60,6 +61,11 @@ pub enum Request {
     },
     /// What is enrolled, and how it goes.
     Status,
+    /// The sessions that were opened last.
+    Sessions {
+        /// So many at most.
+        most: usize,
+    },
     /// Read the configuration again.
     Reload,
     /// Start the program that is installed now, and have it take over.
@@ -83,6 +89,8 @@ pub enum Reply {
     Withdrawn {},
     /// How it goes.
     Status(Box<Status>),
+    /// Open sessions, the newest first.
+    Sessions(Vec<OpenSession>),
     /// The configuration of now is that of the file.
     Reloaded {
         /// What waits for a restart, or could not be done.
@@ -116,8 +124,48 @@ pub struct Status {
     pub records_dropped: u64,
     /// Records cannot be written now.
     pub records_failing: bool,
+    /// Connections since then that are neither open nor recorded: 0, see [`crate::completeness`].
+    pub records_missing: u64,
+    /// Resident memory in bytes.
+    pub resident_bytes: u64,
+    /// How sessions have ended since then.
+    pub ends: Vec<EndCount>,
+    /// What the kernel programs have counted since they were first attached.
+    pub kernel: BTreeMap<String, u64>,
     /// The enrolled groups.
     pub groups: Vec<GroupStatus>,
+}
+
+/// So many sessions have ended in this way; "none" stands for what they do not have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndCount {
+    /// What was spoken.
+    pub protocol: String,
+    /// What was decided.
+    pub verdict: String,
+    /// Where the agent's bytes went.
+    pub path: String,
+    /// `error.type`.
+    pub error: String,
+    /// So many.
+    pub count: u64,
+}
+
+/// A session that is open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenSession {
+    /// Its id, as in its record.
+    pub id: String,
+    /// For how long, in milliseconds.
+    pub open_ms: u64,
+    /// Process id of the agent.
+    pub pid: Option<u32>,
+    /// Name of its executable.
+    pub process: Option<String>,
+    /// The id of its group's cgroup.
+    pub group: Option<u64>,
+    /// Where the agent wanted to go.
+    pub destination: Option<String>,
 }
 
 /// How a group goes.

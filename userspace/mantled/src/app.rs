@@ -7,17 +7,18 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
 };
 
 use ipnet::IpNet;
-use mantled_record::{SessionRecord, Sink};
+use mantled_record::{Fate, SessionRecord, Sink};
 use mantled_redirect::{Interceptor, Listeners, Pins, abi, cgroup::Cgroup};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     admin,
+    completeness::Completeness,
     config::{Bypass, Config, OnFailure, Target},
     enrollment,
     groups::{Origin, TAKEN, Wanted},
@@ -90,6 +91,7 @@ pub struct App {
     pub(crate) writer: JoinHandle<()>,
     pub(crate) lock: Option<OwnedFd>,
     pub(crate) predecessor: Option<Predecessor>,
+    pub(crate) completeness: Completeness,
 }
 
 impl std::fmt::Debug for App {
@@ -156,14 +158,25 @@ impl App {
         }
 
         let mut interceptor = Interceptor::load(options.pins)?;
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            StartError::Failed(format!("{what}: {error}"))
+        };
         let flows = interceptor.flows();
         let owed = Owed::default();
+        let completeness = Completeness::new(flows.clone(), interceptor.counters());
         let settle = {
             let (flows, owed) = (flows.clone(), owed.clone());
-            move |flow| {
+            let recorded = completeness.recorded();
+            move |flow, fate| {
+                // Counted before it is gone from the list: there is no moment when it is neither.
+                recorded.fetch_add(1, Ordering::Relaxed);
                 // The kernel's entry first: the sweeper looks at them in the other order.
-                if let Err(error) = flows.settle(flow) {
+                let listed = flows.settle(flow).unwrap_or_else(|error| {
                     tracing::warn!(%error, flow, "the kernel's entry of a session stays");
+                    false
+                });
+                if !listed || fate == Fate::Dropped {
+                    recorded.fetch_sub(1, Ordering::Relaxed);
                 }
                 owed.settle(flow);
             }
@@ -171,9 +184,6 @@ impl App {
         let on_failure = match config.record().on_failure {
             OnFailure::Refuse => mantled_record::OnFailure::Refuse,
             OnFailure::Continue => mantled_record::OnFailure::Continue,
-        };
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            StartError::Failed(format!("{what}: {error}"))
         };
         let (sink, writer) = Sink::start(output, on_failure, settle)
             .map_err(|error| failed("starting the record writer", &error))?;
@@ -195,6 +205,9 @@ impl App {
             }
             None => {
                 let listeners = Listeners::bind(config.listen_port())?;
+                completeness
+                    .begin()
+                    .map_err(|error| failed("the kernel's counters", &error))?;
                 // What an earlier daemon left: its connections are gone, and their records are
                 // owed.
                 flows
@@ -253,6 +266,7 @@ impl App {
             writer,
             lock,
             predecessor: options.predecessor,
+            completeness,
         };
         // One that the operator enrols is an agent like any other.
         let resolvers: Vec<Wanted> = Wanted::resolvers()

@@ -13,12 +13,13 @@ mod guard;
 mod run;
 mod status;
 mod survey;
+mod top;
 mod upgrade;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::app::StartError;
 
@@ -49,6 +50,8 @@ enum Command {
     Withdraw(enroll::WithdrawArguments),
     /// What is enrolled, and how it goes.
     Status(status::Arguments),
+    /// Groups, rates, refusals and sessions, as they change.
+    Top(top::Arguments),
     /// Have the daemon read its configuration again; a wrong one changes nothing.
     Reload(upgrade::Arguments),
     /// Have the program that is installed now take over from the daemon; no connection is refused.
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Enroll(command) => enroll::run(&command),
         Command::Withdraw(command) => enroll::withdraw(&command),
         Command::Status(command) => status::run(&command),
+        Command::Top(command) => top::run(&command),
         Command::Reload(command) => upgrade::reload(&command),
         Command::Upgrade(command) => upgrade::upgrade(&command),
         Command::Check(command) => check::run(&command),
@@ -160,12 +164,30 @@ fn start_logging(verbose: u8) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("MANTLED_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let registry = tracing_subscriber::registry().with(filter);
+    // Where standard error is the journal, what is logged keeps its fields.
+    if let Some(journal) = is_journal()
+        .then(tracing_journald::layer)
+        .and_then(Result::ok)
+    {
+        registry.with(journal.with_field_prefix(None)).init();
+        return;
+    }
+    let text = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
+        .with_target(false);
+    registry.with(text).init();
+}
+
+/// Is standard error the journal's stream (systemd.exec(5), `$JOURNAL_STREAM`)?
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let stderr = nix::sys::stat::fstat(std::io::stderr());
+    match (named, stderr) {
+        (Some(named), Ok(stat)) => named == format!("{}:{}", stat.st_dev, stat.st_ino),
+        _ => false,
+    }
 }
 
 /// Loads a configuration; its errors are the message.

@@ -16,8 +16,10 @@ use tokio::{
 use crate::{
     admin::{self, Reply},
     app::{App, KILLED},
+    completeness::Completeness,
     groups::{Groups, Upgrade},
     handover::{Predecessor, Successor},
+    metrics,
     names::Names,
     proxy::{self, Live, Phase, ledger::Ledger},
     state::StateFile,
@@ -54,6 +56,7 @@ impl App {
             writer,
             lock,
             predecessor,
+            completeness,
         } = self;
         let context = live.current();
         let (flows, ledger) = (context.flows.clone(), context.ledger.clone());
@@ -95,6 +98,7 @@ impl App {
                 ledger.clone(),
                 phases.clone(),
                 predecessor.clone(),
+                completeness.clone(),
             ))
             .with(follow_names(names, phases.clone()))
             .with(follow_trust(live.clone()));
@@ -104,6 +108,7 @@ impl App {
             state,
             live: live.clone(),
             wanted,
+            completeness,
             predecessor: predecessor.clone(),
             upgrade: None,
         };
@@ -163,6 +168,10 @@ impl Life<'_> {
             let (calls, mut called) = mpsc::channel(1);
             let background = Background::default()
                 .with(admin::on_hangup(answers, calls.clone()))
+                .with(metrics::serve(
+                    self.live.current().config.admin().metrics,
+                    calls.clone(),
+                ))
                 .with(watchdog::run(
                     self.live.clone(),
                     self.address,
@@ -380,10 +389,14 @@ async fn sweep(
     ledger: Ledger,
     phases: watch::Receiver<Phase>,
     predecessor: Option<Arc<Predecessor>>,
+    completeness: Completeness,
 ) {
     if let Some(predecessor) = predecessor {
         let since = mantled_redirect::sys::monotonic();
         let _ = spawn_blocking(move || predecessor.gone()).await;
+        if let Err(error) = completeness.begin() {
+            tracing::warn!(%error, "the kernel's counters cannot be read");
+        }
         write_lost(&flows, &ledger, KILLED, |peer| peer.flow.at < since);
     }
     let mut ticks = interval(SWEEP);

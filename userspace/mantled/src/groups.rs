@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     admin::{Call, GroupStatus, Reply, Request, Status},
     app::bypass_entries,
+    completeness::Completeness,
     config::{Enrollment, Inbound, Mode, OnDown, Target},
     enrollment,
     handover::{Predecessor, Successor},
@@ -35,6 +36,9 @@ const FOLLOW: Duration = Duration::from_millis(200);
 /// Units that resolve names for others, who ask them by other ways than DNS (nss-resolve, nscd).
 /// Their own queries tell which names addresses may have been asked for.
 const RESOLVERS: [&str; 2] = ["systemd-resolved.service", "nscd.service"];
+
+/// Sessions that are told at once.
+const MOST_SESSIONS: usize = 256;
 
 /// Of a group whose cgroup another one has: the first one decides.
 pub const TAKEN: &str = "its cgroup is enrolled already, by another name, and that one decides how";
@@ -196,6 +200,8 @@ pub struct Groups {
     pub wanted: Vec<Wanted>,
     /// Where those of commands are kept.
     pub state: StateFile,
+    /// Is there a record for every connection?
+    pub completeness: Completeness,
     /// The daemon from which this one has taken over.
     pub predecessor: Option<Arc<Predecessor>>,
     /// A successor that prepares itself.
@@ -257,7 +263,9 @@ impl Groups {
             return;
         }
         // The successor has read the configuration and the state already.
-        let answer = if self.upgrade.is_some() && call.request != Request::Status {
+        let answer = if self.upgrade.is_some()
+            && !matches!(call.request, Request::Status | Request::Sessions { .. })
+        {
             Err("an upgrade is under way; ask again when it has ended".to_owned())
         } else {
             self.answer(call.request, call.caller)
@@ -395,6 +403,9 @@ impl Groups {
                 })
             }
             Request::Withdraw { target } => self.withdraw(&target),
+            Request::Sessions { most } => Ok(Reply::Sessions(
+                self.live.current().ledger.newest(most.min(MOST_SESSIONS)),
+            )),
             Request::Reload => block_in_place(|| self.reload()),
             // See `take`.
             Request::Upgrade => Err("an upgrade is not answered here".to_owned()),
@@ -581,7 +592,31 @@ impl Groups {
             records_written: totals.written,
             records_dropped: totals.dropped,
             records_failing: ledger.sink().health() == mantled_record::Health::Failing,
+            records_missing: self
+                .completeness
+                .missing()
+                .map_err(|error| error.to_string())?,
+            resident_bytes: resident_bytes(),
+            ends: ledger.ends(),
+            kernel: self
+                .interceptor
+                .counters()
+                .read()
+                .map_err(|error| error.to_string())?
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
             groups,
         })
     }
+}
+
+/// Of this process (proc_pid_statm(5)).
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or_default();
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    pages * page.ok().flatten().map_or(4096, |size| size as u64)
 }
