@@ -77,21 +77,44 @@ impl Drop for Group {
 
 /// Where the cgroup v2 hierarchy is mounted.
 pub(crate) fn hierarchy() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find_map(|fields| (fields.get(2) == Some(&"cgroup2")).then(|| PathBuf::from(fields[1])))
-        .context("no cgroup v2 hierarchy")
+    mounted(|kind, _| kind == "cgroup2")?.context("no cgroup v2 hierarchy")
 }
 
-/// Ends what runs in a group, and removes it.
+/// Where systemd's own hierarchy of version 1 is mounted, on hosts that have both versions.
+pub(crate) fn systemd_hierarchy() -> Result<Option<PathBuf>> {
+    mounted(|kind, options| {
+        kind == "cgroup" && options.split(',').any(|option| option == "name=systemd")
+    })
+}
+
+fn mounted(wanted: impl Fn(&str, &str) -> bool) -> Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(mounts.lines().find_map(|line| {
+        let [_, path, kind, options, ..] = line.split(' ').collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        wanted(kind, options).then(|| PathBuf::from(path))
+    }))
+}
+
+/// Ends what runs in a group and below it, and removes it.
 pub(crate) fn remove(group: &Path) {
     for _ in 0..200 {
         let _ = fs::write(group.join("cgroup.kill"), "1");
-        if fs::remove_dir(group).is_ok() || !group.exists() {
+        if remove_directories(group).is_ok() || !group.exists() {
             return;
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The kernel removes a group's files with it.
+fn remove_directories(group: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_directories(&entry.path())?;
+        }
+    }
+    fs::remove_dir(group)
 }

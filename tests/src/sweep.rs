@@ -18,10 +18,16 @@ use crate::{group, mantled, run, succeed};
 /// # Errors
 /// No cgroup v2 hierarchy, no `ip`, or no binary under test.
 pub(crate) fn sweep() -> Result<()> {
-    let groups = orphans(&group::hierarchy()?, &["mantled-test-"]);
+    let mut groups = orphans(&group::hierarchy()?, &["mantled-test-"]);
+    if let Some(systemd) = group::systemd_hierarchy()? {
+        groups.extend(orphans(&systemd, &["mantled-test-"]));
+    }
     let namespaces = orphans(Path::new("/run/netns"), &["mh", "ms"]);
     if groups.is_empty() && namespaces.is_empty() {
         return Ok(());
+    }
+    for group in &groups {
+        group::remove(group);
     }
     for namespace in &namespaces {
         let name = namespace.file_name().unwrap_or_default();
@@ -32,9 +38,6 @@ pub(crate) fn sweep() -> Result<()> {
             }
         }
         succeed(Command::new("ip").args(["netns", "delete"]).arg(name))?;
-    }
-    for group in &groups {
-        group::remove(group);
     }
     for directory in orphans(&std::env::temp_dir(), &["mantled-lab-"]) {
         let _ = fs::remove_dir_all(directory);

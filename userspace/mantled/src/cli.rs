@@ -5,10 +5,12 @@
 
 mod ca;
 mod check;
+mod completions;
 mod detach;
 mod doctor;
 mod exec;
 mod guard;
+mod man;
 mod run;
 mod survey;
 
@@ -48,6 +50,10 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Detach every program and remove every pin, also of a dead daemon.
     Detach(detach::Arguments),
+    /// Print what lets a shell complete the command line.
+    Completions(completions::Arguments),
+    /// Write the manual pages.
+    Man(man::Arguments),
     /// Keeps `exec`'s programs attached until its processes are gone.
     #[command(hide = true)]
     Guard(guard::Arguments),
@@ -113,6 +119,8 @@ pub fn main() -> ExitCode {
         Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),
+        Command::Completions(command) => completions::run(&command),
+        Command::Man(command) => man::run(&command),
         Command::Guard(command) => guard::run(&command),
     };
     match result {
