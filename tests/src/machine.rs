@@ -4,6 +4,10 @@
 //! machine writes goes to memory and is gone with it. It has a bpf file system of its own, so what
 //! it pins is seen by nobody else and gone with it as well. Only processes and cgroups are left to
 //! be removed, and both hang below one cgroup.
+//!
+//! A container is not quite a host: it has process ids of its own, while the kernel programs tell
+//! those of the host. What mantled reads in /proc (executable, unit) is therefore missing in the
+//! records that it writes in a machine; the lab's [`crate::Daemon`] has them.
 
 use std::{
     ffi::OsStr,

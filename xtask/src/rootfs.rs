@@ -9,8 +9,9 @@ use crate::sh::{self, Needs};
 
 const SUITE: &str = "bookworm";
 
-/// dbus, since `systemctl` asks for units over it; the rest is what agents are made of.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,procps,iproute2,curl";
+/// dbus, since `systemctl` asks for units over it; ca-certificates, since the package asks for it;
+/// the rest is what agents are made of.
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,ca-certificates,procps,iproute2,curl";
 
 /// What would wait for a console or a network that a machine does not have.
 const MASKED: [&str; 6] = [
