@@ -67,6 +67,7 @@ impl Daemon {
         text += "[record]\ndir = \"records\"\n";
         // Keys outside of tables come first.
         let (keys, tables) = config.split_at(config.find('[').unwrap_or(config.len()));
+        let keys = format!("{keys}\nstate_dir = \"state\"\n");
         fs::write(&file, format!("{keys}\n{text}\n{tables}"))?;
         let log = lab.path("mantled.log");
         // Of an earlier daemon in this lab.

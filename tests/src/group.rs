@@ -97,24 +97,18 @@ fn mounted(wanted: impl Fn(&str, &str) -> bool) -> Result<Option<PathBuf>> {
     }))
 }
 
-/// Ends what runs in a group and below it, and removes it.
+/// Ends what runs in a group, and removes it with those below it.
 pub(crate) fn remove(group: &Path) {
     for _ in 0..200 {
         let _ = fs::write(group.join("cgroup.kill"), "1");
-        if remove_directories(group).is_ok() || !group.exists() {
+        for child in fs::read_dir(group).into_iter().flatten().flatten() {
+            if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove(&child.path());
+            }
+        }
+        if fs::remove_dir(group).is_ok() || !group.exists() {
             return;
         }
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// The kernel removes a group's files with it.
-fn remove_directories(group: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(group)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_directories(&entry.path())?;
-        }
-    }
-    fs::remove_dir(group)
 }

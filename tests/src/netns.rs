@@ -75,8 +75,8 @@ impl Lab {
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        let host = Namespace::new(&format!("mh{tag}"))?;
-        let site = Namespace::new(&format!("ms{tag}"))?;
+        let host = Namespace::new(&format!("mantled-host-{tag}"))?;
+        let site = Namespace::new(&format!("mantled-site-{tag}"))?;
         ip(&[
             "link", "add", "wire", "netns", &host.name, "type", "veth", "peer", "name", "wire",
             "netns", &site.name,

@@ -118,6 +118,17 @@ impl Server {
         })
     }
 
+    /// Starts one without TLS that sends back what it gets, until the end of the stream.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_plain_echo(namespace: &Namespace, address: IpAddr, port: u16) -> Result<Self> {
+        Self::start(namespace, address, port, |stream| {
+            io::copy(&mut stream.try_clone()?, &mut &stream)?;
+            stream.shutdown(Shutdown::Both)
+        })
+    }
+
     /// Starts one that speaks TLS and sends back what it gets, until the end of the stream.
     ///
     /// # Errors

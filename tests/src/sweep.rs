@@ -22,12 +22,12 @@ pub(crate) fn sweep() -> Result<()> {
     if let Some(systemd) = group::systemd_hierarchy()? {
         groups.extend(orphans(&systemd, &["mantled-test-"]));
     }
-    let namespaces = orphans(Path::new("/run/netns"), &["mh", "ms"]);
+    let namespaces = orphans(Path::new("/run/netns"), &["mantled-host-", "mantled-site-"]);
+    for directory in orphans(&std::env::temp_dir(), &["mantled-lab-"]) {
+        let _ = fs::remove_dir_all(directory);
+    }
     if groups.is_empty() && namespaces.is_empty() {
         return Ok(());
-    }
-    for group in &groups {
-        group::remove(group);
     }
     for namespace in &namespaces {
         let name = namespace.file_name().unwrap_or_default();
@@ -39,8 +39,8 @@ pub(crate) fn sweep() -> Result<()> {
         }
         succeed(Command::new("ip").args(["netns", "delete"]).arg(name))?;
     }
-    for directory in orphans(&std::env::temp_dir(), &["mantled-lab-"]) {
-        let _ = fs::remove_dir_all(directory);
+    for group in &groups {
+        group::remove(group);
     }
     // Only here: without a trace of a killed test, what is attached belongs to somebody.
     let detach = run(

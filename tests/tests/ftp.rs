@@ -7,14 +7,15 @@ use std::{
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mantled_tests::{
-    Capture, Daemon, Group, Lab, Leaf, Program, SITE_V4, Server, assert_clean, lab, run, succeed,
+    Capture, Daemon, Group, Lab, Leaf, Program, SITE_V4, Server, assert_clean, lab, mantled, run,
+    succeed,
 };
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned,
@@ -91,7 +92,7 @@ fn there_and_back(host: &str, mode: &str) -> Result<()> {
     ensure!(wire.len() > 100_000_000, "{} bytes captured", wire.len());
     assert_clean(
         &wire,
-        &[NEEDLE, "needle-password", "needle-pasv", "PASS ", "LIST"],
+        &[NEEDLE, "needle-password", "needle-pasv", "PASS ", "LIST\r\n"],
     )?;
     // The control connection, both files, the listing.
     let records = daemon.settled_records(4)?;
@@ -265,6 +266,65 @@ fn observe_mode_leaves_a_server_without_tls_as_it_is() -> Result<()> {
     }
     let refused = |record: &&Value| record["mantled.enforce.error"] == "upgrade_declined";
     assert_eq!(records.iter().filter(refused).count(), 3);
+    Ok(())
+}
+
+#[test]
+fn an_exempt_route_lets_files_out_in_enforce_mode() -> Result<()> {
+    let lab = lab!();
+    let _server = Program::vsftpd_with(&lab, None, 21, "")?;
+    let group = Group::new()?;
+    let config = "[[route]]\ncidr = \"10.99.0.2\"\ntls = \"exempt\"\n";
+    let daemon = Daemon::start(&lab, &group, "enforce", config)?;
+    let path = file(&lab, 2)?;
+    for mode in ["pasv", "epsv"] {
+        let printed = succeed(&mut python(
+            &lab,
+            &group,
+            "ftp_client.py",
+            &["10.99.0.2", mode, &path.to_string_lossy()],
+        ))?;
+        assert!(printed.contains(&digest(&path)?), "{printed}");
+    }
+    for record in daemon.settled_records(2 * 4)? {
+        assert_eq!(record["mantled.path"], "exposed", "{record:#}");
+        assert!(record.get("error.type").is_none(), "{record:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn files_on_their_way_in_clear_are_cut_when_the_group_is_enforced() -> Result<()> {
+    let lab = lab!();
+    let slowly = "anon_max_rate=100000";
+    let _server = Program::vsftpd_with(&lab, None, 21, slowly)?;
+    fs::rename(file(&lab, 5)?, lab.path("ftp/file"))?;
+    for passive in ["passive", "active"] {
+        let group = Group::new()?;
+        let daemon = Daemon::start_with(&lab, "")?;
+        let name = group.path().file_name().context("it has one")?;
+        let name = format!("/{}", name.to_string_lossy());
+        let enroll =
+            |mode: &str| succeed(Command::new(mantled()?).args(["enroll", &name, "--mode", mode]));
+        enroll("observe")?;
+        let mut agent = python(&lab, &group, "ftp_slow.py", &["10.99.0.2", passive])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut begun = String::new();
+        BufReader::new(agent.stdout.take().context("no pipe")?).read_line(&mut begun)?;
+        assert_eq!(begun, "begun\n");
+        enroll("enforce")?;
+        // Fifty seconds of file are left.
+        let records = daemon.settled_records(2)?;
+        for record in &records {
+            assert_eq!(record["mantled.path"], "exposed", "{passive}: {record:#}");
+            assert_eq!(
+                record["error.type"], "mode_changed",
+                "{passive}: {record:#}"
+            );
+        }
+        ensure!(!agent.wait()?.success(), "the file came whole");
+    }
     Ok(())
 }
 

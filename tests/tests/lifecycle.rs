@@ -1,7 +1,6 @@
 //! The daemon dies, comes back, and stops.
 
 use std::{
-    net::TcpStream,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,18 +13,12 @@ use mantled_tests::{
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 const SECRET: &str = "the-agents-secret-words";
 
-fn echo_plain(stream: TcpStream) -> std::io::Result<()> {
-    let mut copy = stream.try_clone()?;
-    std::io::copy(&mut &stream, &mut copy)?;
-    stream.shutdown(std::net::Shutdown::Both)
-}
-
 #[test]
 fn killed_and_closed_agents_are_refused_until_it_is_back() -> Result<()> {
     let lab = lab!();
     let leaf = lab.authority.leaf(&["10.99.0.2"])?;
     let tls = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let group = Group::new()?;
     let mut daemon = Daemon::start(&lab, &group, "enforce", "on_daemon_down = \"closed\"\n")?;
     let agent = |address: &str| {
@@ -109,7 +102,7 @@ fn killed_and_closed_agents_are_refused_until_it_is_back() -> Result<()> {
 #[test]
 fn killed_and_open_agents_pass_and_the_kernel_counts_it() -> Result<()> {
     let lab = lab!();
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let group = Group::new()?;
     let mut daemon = Daemon::start(&lab, &group, "enforce", "on_daemon_down = \"open\"\n")?;
     let agent = || {
@@ -191,7 +184,7 @@ fn sessions_are_drained_at_stop_and_cut_ones_are_recorded() -> Result<()> {
 #[test]
 fn detach_gives_the_host_back_also_from_a_dead_daemon() -> Result<()> {
     let lab = lab!();
-    let plain = Server::start(&lab.site, SITE_V4, 7001, echo_plain)?;
+    let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let group = Group::new()?;
     let mut daemon = Daemon::start(&lab, &group, "enforce", "")?;
     daemon.kill()?;

@@ -344,7 +344,8 @@ fn the_name_of_a_resolver_is_no_way_out_of_a_group() -> Result<()> {
         let mut copy = stream.try_clone()?;
         std::io::copy(&mut stream, &mut copy).map(drop)
     })?;
-    let group = Group::new()?;
+    // Units are looked for below slices.
+    let group = Group::named(&format!("mantled-test-{}-own.slice", std::process::id()))?;
     let own = group.path().file_name().expect("it has one").to_owned();
     // An agent that may make cgroups below its own chooses their names.
     let below = Group::named(&format!("{}/nscd.service", own.display()))?;

@@ -14,7 +14,9 @@ use std::{
 use ipnet::IpNet;
 use mantled_record::{SessionRecord, Sink};
 use mantled_redirect::{
-    Counters, Interceptor, Listeners, Pins, abi, cgroup::Cgroup, events::Events,
+    Counters, Interceptor, Listeners, Pins, abi,
+    cgroup::Cgroup,
+    events::{Events, Kind},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -22,8 +24,10 @@ use tokio::{
 };
 
 use crate::{
+    admin,
     config::{Bypass, Config, OnFailure, Target},
-    enrollment::{self, Unit},
+    enrollment,
+    groups::{Groups, Origin, TAKEN, Wanted},
     names::Names,
     proxy::{
         self, Context,
@@ -33,6 +37,7 @@ use crate::{
         syslog::Kept,
         without_tls::WithoutTls,
     },
+    state::StateFile,
     tls::{Connectors, LiveConnectors},
 };
 
@@ -86,7 +91,9 @@ pub struct App {
     pub interceptor: Interceptor,
     context: Arc<Context>,
     listeners: Listeners,
-    units: Vec<Unit>,
+    wanted: Vec<Wanted>,
+    /// None: nobody asks (`mantled exec`).
+    socket: Option<admin::Socket>,
     writer: JoinHandle<()>,
 }
 
@@ -125,28 +132,51 @@ impl App {
         options: Options,
     ) -> Result<Self, StartError> {
         let connectors = Connectors::new(&config).map_err(StartError::Configuration)?;
-        let mut groups = Vec::new();
-        let mut units = Vec::new();
+        let mut wanted = Vec::new();
         for enrollment in config.enrollments() {
             let settings = enrollment::group(
                 enrollment.mode(),
                 enrollment.on_daemon_down(),
                 enrollment.inbound(),
             );
-            match enrollment.target() {
-                // Units come and go; they are looked for as long as the daemon runs.
-                Target::Unit(name) => units.push(Unit {
-                    name: name.as_str().to_owned(),
-                    settings,
-                    enrolled: None,
-                }),
-                Target::Cgroup(path) => {
-                    let cgroup = Cgroup::open(Path::new(path.as_str()))?;
-                    cgroup.check_enrollable()?;
-                    groups.push((cgroup, settings));
+            // Units come and go; a cgroup that is not there is a mistake.
+            if let Target::Cgroup(path) = enrollment.target() {
+                Cgroup::open(Path::new(path.as_str()))?.check_enrollable()?;
+            }
+            wanted.push(Wanted {
+                target: enrollment.target().clone(),
+                settings,
+                origin: Origin::Configuration,
+                enrolled: None,
+                counted: None,
+                trouble: None,
+            });
+        }
+        // `mantled exec` is nobody's daemon: it has no state, and is not asked.
+        let daemon = options.pins.is_some();
+        let socket = if daemon {
+            let kept = StateFile::in_directory(config.state_dir())
+                .load()
+                .map_err(StartError::Configuration)?;
+            for saved in &kept {
+                let saved = Wanted::saved(saved).map_err(StartError::Configuration)?;
+                if wanted.iter().any(|listed| listed.target == saved.target) {
+                    tracing::warn!(group = %saved.target, "the configuration enrols it as well, and decides how");
+                } else {
+                    wanted.push(saved);
                 }
             }
-        }
+            let path = &config.admin().socket;
+            let socket = admin::Socket::bind(path).map_err(|error| {
+                StartError::Configuration(format!(
+                    "the admin socket {} cannot be made: {error}; make its directory writable for mantled, or set [admin] socket",
+                    path.display()
+                ))
+            })?;
+            Some(socket)
+        } else {
+            None
+        };
 
         let listeners = Listeners::bind(config.listen_port())?;
         let mut interceptor = Interceptor::load(options.pins)?;
@@ -205,6 +235,7 @@ impl App {
             names: Arc::new(names),
             resolvers,
             netns,
+            groups_changed: watch::Sender::default(),
             ledger,
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),
@@ -216,20 +247,42 @@ impl App {
             interceptor,
             context,
             listeners,
-            units,
+            wanted,
+            socket,
             writer,
         };
-        let wanted: Vec<String> = app.units.iter().map(|unit| unit.name.clone()).collect();
         // One that the operator enrols is an agent like any other.
-        app.units
-            .extend(enrollment::resolvers().filter(|unit| !wanted.contains(&unit.name)));
-        for unit in &mut app.units {
-            if let Ok(cgroup) = Cgroup::of_unit(&unit.name) {
-                groups.push((cgroup, unit.settings));
-                unit.enrolled = groups.last().map(|(cgroup, _)| cgroup.id());
-            } else if unit.settings.mode != abi::MODE_RESOLVER {
+        let resolvers: Vec<Wanted> = Wanted::resolvers()
+            .filter(|resolver| {
+                app.wanted
+                    .iter()
+                    .all(|wanted| wanted.target != resolver.target)
+            })
+            .collect();
+        app.wanted.extend(resolvers);
+        let mut groups = Vec::new();
+        for wanted in &mut app.wanted {
+            let found = match wanted.find() {
+                Ok(found) => found,
+                Err(_) if wanted.origin == Origin::Resolver => None,
+                // Which is meant is not guessed; what an earlier daemon has enrolled stays so.
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(cgroup) = found {
+                if groups
+                    .iter()
+                    .any(|(other, _): &(Cgroup, abi::Group)| other.id() == cgroup.id())
+                {
+                    wanted.tell(TAKEN.to_owned());
+                    continue;
+                }
+                wanted.enrolled = Some(cgroup.id());
+                wanted.counted = wanted.enrolled;
+                app.context.ledger.count(cgroup.id(), None);
+                groups.push((cgroup, wanted.settings));
+            } else if wanted.origin != Origin::Resolver {
                 tracing::warn!(
-                    unit = unit.name,
+                    group = %wanted.target,
                     "does not run; it is enrolled when it starts"
                 );
             }
@@ -269,13 +322,14 @@ impl App {
             context,
             ..
         } = self;
-        Ok(enrollment::enroll(
+        enrollment::enroll(
             interceptor,
             &context.config,
             &context.resolvers,
             cgroup,
             settings,
-        )?)
+        )?;
+        Ok(())
     }
 
     /// Serves until `stop` turns true, drains, and writes every record that can be written.
@@ -287,23 +341,37 @@ impl App {
             mut interceptor,
             context,
             listeners,
-            mut units,
+            wanted,
+            socket,
             writer,
         } = self;
         let events = interceptor.events().map_err(io::Error::other)?;
         let counters = interceptor.counters();
         let names = Arc::clone(&context.names);
+        let (calls, called) = mpsc::channel(1);
         let background = [
-            tokio::spawn(log_events(events)),
+            tokio::spawn(log_events(events, context.ledger.clone())),
             tokio::spawn(sweep(Arc::clone(&context))),
             tokio::spawn(async move { names.follow().await }),
             tokio::spawn(follow_trust(Arc::clone(&context))),
+            tokio::spawn(async move {
+                if let Some(socket) = socket {
+                    socket.serve(calls).await;
+                }
+            }),
         ];
+        let mut groups = Groups {
+            interceptor,
+            state: StateFile::in_directory(context.config.state_dir()),
+            context: Arc::clone(&context),
+            wanted,
+        };
         let sockets = listeners.into_parts();
         let served = tokio::select! {
             served = proxy::run(Arc::clone(&context), sockets, stop) => served,
-            () = enrollment::follow(&mut interceptor, &context.config, &context.resolvers, &mut units) => Ok(()),
+            () = groups.run(called) => Ok(()),
         };
+        drop(groups);
         for task in background {
             task.abort();
             let _ = task.await;
@@ -382,7 +450,7 @@ pub fn open_log(file: &Path) -> Result<Box<dyn Write + Send>, StartError> {
 }
 
 /// Logs what the kernel programs refuse and drop.
-async fn log_events(mut events: Events) {
+async fn log_events(mut events: Events, ledger: Ledger) {
     let mut second = Instant::now();
     let (mut logged, mut suppressed) = (0, 0_u64);
     loop {
@@ -393,6 +461,9 @@ async fn log_events(mut events: Events) {
                 return;
             }
         };
+        if matches!(event.kind, Kind::Dropped | Kind::DatagramRefused) {
+            ledger.bypass_attempt(event.group);
+        }
         if second.elapsed() >= Duration::from_secs(1) {
             if suppressed > 0 {
                 tracing::warn!(

@@ -8,10 +8,12 @@ mod check;
 mod completions;
 mod detach;
 mod doctor;
+mod enroll;
 mod exec;
 mod guard;
 mod man;
 mod run;
+mod status;
 mod survey;
 
 use std::process::ExitCode;
@@ -42,6 +44,12 @@ enum Command {
     /// Look who speaks with whom, in clear or in TLS, and what enforcing would do; nothing is
     /// redirected.
     Survey(survey::Arguments),
+    /// Enrol a group of processes, or change how it is enrolled, while the daemon runs.
+    Enroll(enroll::Arguments),
+    /// End what `enroll` began.
+    Withdraw(enroll::WithdrawArguments),
+    /// What is enrolled, and how it goes.
+    Status(status::Arguments),
     /// Check a configuration file; every error at once.
     Check(check::Arguments),
     /// The authority of this host, for routes with `tls = "terminate"`.
@@ -74,6 +82,13 @@ impl Exit {
     fn failed(message: impl std::fmt::Display) -> Self {
         Self {
             code: FAILED,
+            message: Some(message.to_string()),
+        }
+    }
+
+    fn invalid(message: impl std::fmt::Display) -> Self {
+        Self {
+            code: INVALID,
             message: Some(message.to_string()),
         }
     }
@@ -115,6 +130,9 @@ pub fn main() -> ExitCode {
         Command::Run(command) => run::run(&command, arguments.verbose),
         Command::Exec(command) => exec::run(command, arguments.verbose),
         Command::Survey(command) => survey::run(&command),
+        Command::Enroll(command) => enroll::run(&command),
+        Command::Withdraw(command) => enroll::withdraw(&command),
+        Command::Status(command) => status::run(&command),
         Command::Check(command) => check::run(&command),
         Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),

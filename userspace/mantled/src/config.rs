@@ -7,6 +7,7 @@
 //! they made is the configuration: addresses are addresses, certificates were read and parsed,
 //! defaults are filled in. Nothing later in the program checks a configuration again.
 
+mod admin;
 mod bypass;
 mod ca;
 mod dns;
@@ -29,6 +30,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use admin::{Admin, DEFAULT_SOCKET};
 pub use bypass::{BYPASS_PORTS, Bypass};
 pub use ca::Ca;
 pub use dns::Dns;
@@ -63,6 +65,7 @@ pub struct Config {
     dns: Dns,
     record: Record,
     limits: Limits,
+    admin: Admin,
     source: Option<Arc<Source>>,
 }
 
@@ -153,7 +156,6 @@ impl Config {
 
     /// What was meant; only valid if the reader noted no mistake.
     fn resolve(reader: &mut Reader, raw: RawConfig) -> Self {
-        reader.later("admin", &raw.admin, "remove the table");
         reader.later(
             "policy",
             &raw.policy,
@@ -165,6 +167,7 @@ impl Config {
         let dns = reader.table("dns", raw.dns).value;
         let record = reader.table("record", raw.record).value;
         let limits = reader.table("limits", raw.limits).value;
+        let admin = reader.table("admin", raw.admin).value;
 
         let on_daemon_down = reader.word("on_daemon_down", raw.on_daemon_down);
         let tls = RawTrust {
@@ -189,6 +192,7 @@ impl Config {
             dns: dns::resolve(reader, dns),
             record: record::resolve(reader, record),
             limits: limits::resolve(reader, limits),
+            admin: admin::resolve(reader, admin, raw.state_dir),
             source: None,
         }
     }
@@ -293,6 +297,16 @@ impl Config {
     /// Where session records go.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// How the daemon is asked and told.
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
+    /// Where the daemon keeps what commands have enrolled.
+    pub fn state_dir(&self) -> &Path {
+        &self.admin.state_dir
     }
 
     /// How long, and how many.

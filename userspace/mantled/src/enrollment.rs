@@ -1,47 +1,14 @@
-//! Enrolling groups: what happens to the connections that they have, and following units from one
-//! cgroup to the next.
+//! Enrolling a group: what happens to the connections that it has.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use mantled_redirect::{
     Interceptor, abi,
     cgroup::Cgroup,
-    existing::{self, Candidate},
+    existing::{self, Candidate, Existing},
 };
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{Config, Inbound, Mode, OnDown};
-
-/// How often units are looked for. A unit that starts is unprotected for this long at most; then
-/// the connections that it has made are ended.
-const FOLLOW: Duration = Duration::from_millis(200);
-
-/// An enrolled unit: its cgroup is a new one whenever it starts.
-#[derive(Debug)]
-pub struct Unit {
-    /// Its name.
-    pub name: String,
-    /// How it is enrolled.
-    pub settings: abi::Group,
-    /// The cgroup that is enrolled; None while the unit does not run.
-    pub enrolled: Option<u64>,
-}
-
-/// Units that resolve names for others, who ask them by other ways than DNS (nss-resolve, nscd).
-/// Their own queries tell which names addresses may have been asked for.
-const RESOLVERS: [&str; 2] = ["systemd-resolved.service", "nscd.service"];
-
-/// The resolvers of this host, as units to be followed. Nothing of theirs is redirected.
-pub fn resolvers() -> impl Iterator<Item = Unit> {
-    RESOLVERS.iter().map(|name| Unit {
-        name: (*name).to_owned(),
-        settings: abi::Group {
-            mode: abi::MODE_RESOLVER,
-            ..abi::Group::default()
-        },
-        enrolled: None,
-    })
-}
 
 /// The kernel's form of how a group is enrolled.
 pub fn group(mode: Mode, on_down: OnDown, inbound: Inbound) -> abi::Group {
@@ -63,7 +30,7 @@ pub fn group(mode: Mode, on_down: OnDown, inbound: Inbound) -> abi::Group {
 }
 
 /// Enrols a group. In enforce mode connections that it has already are ended, so that the agent
-/// makes them again, through the proxy.
+/// makes them again, through the proxy. Returns what was found; None where that could not be told.
 ///
 /// # Errors
 /// [`mantled_redirect::Error`].
@@ -73,12 +40,12 @@ pub fn enroll(
     resolvers: &[IpAddr],
     cgroup: &Cgroup,
     settings: abi::Group,
-) -> Result<(), mantled_redirect::Error> {
+) -> Result<Option<Existing>, mantled_redirect::Error> {
     let known = interceptor.enrolled()?.contains(&cgroup.id());
     interceptor.enroll(cgroup, settings)?;
     if settings.mode == abi::MODE_RESOLVER {
         tracing::debug!(cgroup = %cgroup.path().display(), "listening to a resolver's queries");
-        return Ok(());
+        return Ok(None);
     }
     let enforce = settings.mode == abi::MODE_ENFORCE;
     let group = cgroup.path().display();
@@ -96,7 +63,7 @@ pub fn enroll(
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "sockets from before enrolment could not be ended; packets of the group's own are dropped");
-            return Ok(());
+            return Ok(None);
         }
     };
     if found.ended > 0 {
@@ -105,7 +72,7 @@ pub fn enroll(
             "ended connections from before enrolment"
         );
     }
-    for left in found.left {
+    for left in &found.left {
         tracing::warn!(
             socket = left,
             "could not end a socket from before enrolment"
@@ -126,7 +93,7 @@ pub fn enroll(
             "listeners that were made outside of the group (socket activation): what they accept is not the group's"
         );
     }
-    Ok(())
+    Ok(Some(found))
 }
 
 /// What an enforced group may reach past the proxy.
@@ -137,45 +104,4 @@ fn is_excepted(config: &Config, resolvers: &[IpAddr], address: IpAddr, port: u16
         || config.bypasses().iter().any(|bypass| {
             bypass.cidr().contains(&address) && bypass.port().is_none_or(|listed| listed == port)
         })
-}
-
-/// Enrols units as they start, and again when they have a new cgroup. Never ends.
-pub async fn follow(
-    interceptor: &mut Interceptor,
-    config: &Config,
-    resolvers: &[IpAddr],
-    units: &mut [Unit],
-) {
-    let mut ticks = interval(FOLLOW);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        for unit in &mut *units {
-            let cgroup = Cgroup::of_unit(&unit.name).ok();
-            if cgroup.as_ref().map(Cgroup::id) == unit.enrolled {
-                continue;
-            }
-            if let Some(gone) = unit.enrolled.take()
-                && let Err(error) = interceptor.withdraw(gone)
-            {
-                tracing::warn!(%error, unit = unit.name, "its last cgroup could not be withdrawn");
-            }
-            let Some(cgroup) = cgroup else {
-                if unit.settings.mode == abi::MODE_RESOLVER {
-                    continue;
-                }
-                tracing::info!(
-                    unit = unit.name,
-                    "has stopped; it is enrolled when it starts"
-                );
-                continue;
-            };
-            match enroll(interceptor, config, resolvers, &cgroup, unit.settings) {
-                Ok(()) => unit.enrolled = Some(cgroup.id()),
-                Err(error) => {
-                    tracing::error!(%error, unit = unit.name, "COULD NOT BE ENROLLED; it is not protected")
-                }
-            }
-        }
-    }
 }

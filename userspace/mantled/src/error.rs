@@ -63,6 +63,8 @@ pub enum Cause {
     UpstreamTruncated,
     /// The server reset the connection, or its TLS broke.
     UpstreamClosed,
+    /// The group was enforced while a session in observe mode was open.
+    ModeChanged,
     /// The daemon stopped.
     Stopped,
     /// The daemon failed.
@@ -102,6 +104,7 @@ impl Cause {
             Self::AgentClosed => "agent_closed",
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamClosed => "upstream_closed",
+            Self::ModeChanged => "mode_changed",
             Self::Stopped => "stopped",
             Self::Internal => "internal",
         }
@@ -113,7 +116,7 @@ impl Cause {
             Self::DialFailed => Verdict::Failed,
             // The session had been allowed; this is how it ended.
             Self::AgentClosed | Self::UpstreamTruncated | Self::UpstreamClosed => Verdict::Allowed,
-            Self::Stopped | Self::Internal => Verdict::Aborted,
+            Self::ModeChanged | Self::Stopped | Self::Internal => Verdict::Aborted,
             _ => Verdict::Refused,
         }
     }

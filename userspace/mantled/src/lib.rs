@@ -29,13 +29,15 @@
 //!    checks its framing to the last byte. Its server is verified by a handshake of the proxy's own
 //!    ([`proxy::checks`]); where a route says so, the agent's TLS ends here instead, by the host's
 //!    authority ([`ca`]), and its server is `Verified`.
-//! 8. [`proxy::relay`] moves bytes in both directions.
+//! 8. [`proxy::relay`] moves bytes in both directions. What observe mode alone has allowed ends when
+//!    its group is enforced ([`proxy::revocation`]).
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
 //!    and its successor writes them as `aborted`.
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
-//! [`enrollment`] enrols groups and follows units; [`app`] builds and joins the parts, binds
+//! [`enrollment`] enrols a group, and [`groups`] knows which are to be, follows units from one
+//! cgroup to the next, and answers the [`admin`] socket, whose changes [`state`] keeps; [`app`] builds and joins the parts, binds
 //! everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
 //! anything is touched; [`cli`] is the command line.
 //!
@@ -44,15 +46,18 @@
 //! liveness socket is gone.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod app;
 pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod enrollment;
 pub mod error;
+pub mod groups;
 pub mod identity;
 pub mod names;
 pub mod proxy;
+pub mod state;
 pub mod survey;
 pub mod time;
 pub mod tls;

@@ -21,6 +21,7 @@ pub mod origin;
 pub mod plan;
 pub mod refusal;
 pub mod relay;
+pub mod revocation;
 pub mod session;
 pub mod spoken;
 pub mod syslog;
@@ -67,6 +68,8 @@ pub struct Context {
     pub resolvers: Vec<IpAddr>,
     /// The network namespace of the listeners.
     pub netns: u64,
+    /// Tells open sessions that a group is enrolled in another way.
+    pub groups_changed: watch::Sender<()>,
     /// Open sessions and their records.
     pub ledger: Ledger,
     /// Servers that had no TLS a moment ago.

@@ -77,7 +77,17 @@ impl Cgroup {
             path: named.display().to_string(),
         };
         // A path with `..` could name something outside the hierarchy.
-        let path = path.canonicalize().map_err(|_| missing())?;
+        let path = match path.canonicalize() {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Err(Error::io(format!("reading {}", path.display()), error));
+            }
+            path => path.map_err(|_| missing())?,
+        };
         if !path.starts_with(&root) || !path.join("cgroup.procs").exists() {
             return Err(missing());
         }
@@ -102,29 +112,42 @@ impl Cgroup {
         Self::open(&mount_point()?)
     }
 
-    /// The cgroup of a systemd unit of the system: the directory of that name. What lies below a
-    /// user's manager is not looked at: users name their units as they like.
+    /// The cgroup of a systemd unit of the system: the directory of that name. Units lie below
+    /// slices; what is below another unit (a container, a user's manager, a service with cgroups of
+    /// its own) is not looked at, since names are chosen freely there.
     ///
     /// # Errors
-    /// [`Error::NoSuchUnit`]; [`Error::CannotEnroll`] where several have that name.
+    /// [`Error::NoSuchUnit`]; [`Error::CannotEnroll`] where several have that name; [`Error::Io`]
+    /// where the hierarchy cannot be read, which does not say that the unit is not there.
     pub fn of_unit(unit: &str) -> Result<Self, Error> {
-        fn find(directory: &Path, unit: &str, depth: u32, found: &mut Vec<PathBuf>) {
-            for child in fs::read_dir(directory).into_iter().flatten().flatten() {
+        fn find(
+            directory: &Path,
+            unit: &str,
+            depth: u32,
+            found: &mut Vec<PathBuf>,
+        ) -> io::Result<()> {
+            let children = match fs::read_dir(directory) {
+                // It has gone meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                children => children?,
+            };
+            for child in children {
+                let child = child?;
                 let name = child.file_name();
-                if !child.file_type().is_ok_and(|kind| kind.is_dir())
-                    || name.as_encoded_bytes().starts_with(b"user@")
-                {
+                if !child.file_type()?.is_dir() {
                     continue;
                 }
                 if name == unit {
                     found.push(child.path());
-                } else if depth > 0 {
-                    find(&child.path(), unit, depth - 1, found);
+                } else if depth > 0 && name.as_encoded_bytes().ends_with(b".slice") {
+                    find(&child.path(), unit, depth - 1, found)?;
                 }
             }
+            Ok(())
         }
         let mut found = Vec::new();
-        find(&mount_point()?, unit, MAX_DEPTH, &mut found);
+        find(&mount_point()?, unit, MAX_DEPTH, &mut found)
+            .map_err(|source| Error::io(format!("looking for the cgroup of {unit}"), source))?;
         match found.as_slice() {
             [path] => Self::open(path),
             [] => Err(Error::NoSuchUnit {

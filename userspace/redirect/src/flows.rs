@@ -4,13 +4,14 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use mantled_abi::{Destination, Flow, Group, MODE_ENFORCE, Source, Unreachable};
+use mantled_abi::{Destination, Flow, Group, MODE_ENFORCE, MODE_RESOLVER, Source, Unreachable};
 
-use crate::{from_abi, map::Map, sys, to_abi};
+use crate::{cgroup, from_abi, map::Map, sys, to_abi};
 
 /// How long a connection may wait for accept(), which is long where every permit is taken. What is
 /// older belongs to a connection that never reached the proxy.
@@ -117,6 +118,34 @@ impl Flows {
             pad: 0,
         };
         Ok(self.0.datagrams.get(&key)?.map(Peer::from))
+    }
+
+    /// How a cgroup is enrolled now, by its id.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn group(&self, id: u64) -> io::Result<Option<Group>> {
+        self.0.groups.get(&id)
+    }
+
+    /// The group that a cgroup belongs to, by its path below the hierarchy's root: as the kernel
+    /// programs have it, the deepest enrolled one. Resolvers do not count.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn group_around(&self, path: &str) -> io::Result<Option<Group>> {
+        for cgroup in Path::new(path).ancestors() {
+            // One that is gone holds nobody.
+            let Ok(id) = cgroup::id_of(&cgroup.to_string_lossy()) else {
+                continue;
+            };
+            if let Some(group) = self.group(id)?
+                && group.mode != MODE_RESOLVER
+            {
+                return Ok(Some(group));
+            }
+        }
+        Ok(None)
     }
 
     /// The record of this connection is written.

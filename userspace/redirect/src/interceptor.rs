@@ -18,8 +18,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map as AyaMap, MapData, RingBuf},
-    programs::{Program, ProgramError},
+    maps::{MapData, RingBuf},
 };
 use aya_obj::generated::bpf_attach_type::{self, *};
 use mantled_abi::{self as abi, Bypass, Config, Group};
@@ -34,6 +33,7 @@ use crate::{
     listener::Listeners,
     map::{Map, Prefix},
     names::Names,
+    object::{load_error, load_program, open_fd, open_map, program_fd},
     pins::Pins,
     sys, to_abi,
 };
@@ -70,7 +70,7 @@ const MAPS: [&str; 20] = [
 pub struct Hook {
     /// Name of the hook, as bpftool prints it.
     pub name: &'static str,
-    program: &'static str,
+    pub(crate) program: &'static str,
     attach: bpf_attach_type,
     /// The Linux version that has it.
     pub since: &'static str,
@@ -299,12 +299,22 @@ impl Interceptor {
     }
 
     /// Enrols a cgroup, or changes how it is enrolled. The last step is one map update: before
-    /// it nothing has changed for the group.
+    /// it nothing has changed for the group, and nothing stays of it where that step is not reached.
     ///
     /// # Errors
     /// [`Error::CannotEnroll`], [`Error::Exclusive`].
     pub fn enroll(&mut self, cgroup: &Cgroup, group: Group) -> Result<(), Error> {
         cgroup.check_enrollable()?;
+        let enrolled = self.enrolled()?.contains(&cgroup.id());
+        self.try_enroll(cgroup, group).inspect_err(|_| {
+            // What was enrolled before stays as it was.
+            if !enrolled && let Err(error) = self.withdraw(cgroup.id()) {
+                tracing::error!(%error, "`mantled detach --all` removes what is left");
+            }
+        })
+    }
+
+    fn try_enroll(&mut self, cgroup: &Cgroup, group: Group) -> Result<(), Error> {
         let mut links = Vec::new();
         for hook in &GROUP_HOOKS {
             let pin = self
@@ -349,6 +359,37 @@ impl Interceptor {
         self.groups
             .keys()
             .map_err(|source| Error::io("listing the enrolled cgroups", source))
+    }
+
+    /// The hooks whose programs the kernel does not run for this cgroup, read back from the kernel:
+    /// none where the group is whole.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn missing(&self, cgroup: &Cgroup) -> Result<Vec<&'static str>, Error> {
+        let failed = |source| {
+            Error::io(
+                format!("asking what runs for {}", cgroup.path().display()),
+                source,
+            )
+        };
+        let none = Vec::new();
+        let links = self.group_links.get(&cgroup.id()).unwrap_or(&none);
+        let mut missing = Vec::new();
+        for (hooks, links) in [(&ROOT_HOOKS[..], &self.root_links), (&GROUP_HOOKS, links)] {
+            for (index, hook) in hooks.iter().enumerate() {
+                let runs = match links.get(index) {
+                    Some(link) => sys::effective_programs(cgroup.as_fd(), hook.attach)
+                        .map_err(failed)?
+                        .contains(&link.program().map_err(failed)?),
+                    None => false,
+                };
+                if !runs {
+                    missing.push(hook.name);
+                }
+            }
+        }
+        Ok(missing)
     }
 
     /// Sets the bypassed prefixes: (network, prefix length, ports; no port means all).
@@ -522,87 +563,5 @@ impl Counters {
             .zip(abi::COUNTER_NAMES)
             .map(|(index, name)| Ok((*name, sys::per_cpu_sum(self.0.as_fd(), index)?)))
             .collect()
-    }
-}
-
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-fn program_fd<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, Error> {
-    let fd = match ebpf.program(hook.program) {
-        Some(Program::CgroupSockAddr(program)) => program.fd(),
-        Some(Program::SockOps(program)) => program.fd(),
-        Some(Program::CgroupSkb(program)) => program.fd(),
-        Some(Program::CgroupSock(program)) => program.fd(),
-        _ => return Err(Error::Load(format!("the object lacks {}", hook.program))),
-    };
-    fd.map(|fd| fd.as_fd())
-        .map_err(|error| Error::Load(format!("{}: {error}", hook.name)))
-}
-
-fn open_map<K: crate::map::Plain, V: crate::map::Plain>(
-    ebpf: &Ebpf,
-    name: &'static str,
-) -> Result<Map<K, V>, Error> {
-    Map::new(open_fd(ebpf, name)?)
-        .map_err(|source| Error::io(format!("opening map {name}"), source))
-}
-
-fn open_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
-    let data = match ebpf.map(name) {
-        Some(
-            AyaMap::Array(data)
-            | AyaMap::HashMap(data)
-            | AyaMap::LruHashMap(data)
-            | AyaMap::LpmTrie(data)
-            | AyaMap::PerCpuArray(data)
-            | AyaMap::SkStorage(data),
-        ) => data,
-        _ => return Err(Error::Load(format!("the object lacks map {name}"))),
-    };
-    data.fd()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|source| Error::io(format!("opening map {name}"), source))
-}
-
-/// The end of what the verifier says names the instruction that it rejects.
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(count);
-    lines.get(from..).unwrap_or_default().join(" | ")
-}
-
-/// Sorts what the loader said: the errno at the bottom of its chain tells a missing privilege
-/// from a kernel that is too old.
-fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Error {
-    let mut text = error.to_string();
-    let mut errno = None;
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(io_error) = current.downcast_ref::<io::Error>() {
-            errno = io_error.raw_os_error();
-        }
-        if current.source().is_some() || errno.is_none() {
-            text = current.to_string();
-        }
-        cause = current.source();
-    }
-    match errno {
-        // The verifier's EACCES comes with what it says; the privilege that is missing does not.
-        Some(libc::EPERM | libc::EACCES) if !text.contains("processed") => Error::Privilege {
-            action: action.to_owned(),
-        },
-        _ => Error::Kernel {
-            action: action.to_owned(),
-            reason: last_lines(&text, 12),
-        },
     }
 }

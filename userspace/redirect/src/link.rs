@@ -47,7 +47,12 @@ impl Link {
 
     /// Does the kernel still run it? Removing the cgroup severs a link for good.
     pub fn is_attached(&self) -> bool {
-        sys::link_cgroup(self.0.as_fd()).is_ok_and(|cgroup| cgroup != 0)
+        sys::link_info(self.0.as_fd()).is_ok_and(|(_, cgroup)| cgroup != 0)
+    }
+
+    /// Id of the program behind it.
+    pub(crate) fn program(&self) -> io::Result<u32> {
+        sys::link_info(self.0.as_fd()).map(|(program, _)| program)
     }
 }
 

@@ -10,7 +10,9 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
+use aya_obj::generated::{
+    BPF_F_QUERY_EFFECTIVE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info,
+};
 
 /// bpf(2); returns a descriptor or 0.
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
@@ -80,8 +82,9 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf(bpf_cmd::BPF_OBJ_GET, &mut attr).map(owned)
 }
 
-/// Cgroup id that a link is attached to; 0 once the cgroup is gone.
-pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+/// The program behind a cgroup link, by its id, and the id of the cgroup that it is attached to: 0
+/// once that is gone.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u64)> {
     // SAFETY: plain old data.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
     let mut attr = empty();
@@ -90,7 +93,29 @@ pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     attr.info.info = &raw mut info as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     // SAFETY: the caller passes a cgroup link, whose part of the union the kernel has filled.
-    Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
+    Ok((info.prog_id, unsafe {
+        info.__bindgen_anon_1.cgroup.cgroup_id
+    }))
+}
+
+/// `BPF_PROG_QUERY`: ids of the programs that the kernel runs for a cgroup, those of the cgroups
+/// above it included.
+pub(crate) fn effective_programs(
+    cgroup: BorrowedFd<'_>,
+    attach: bpf_attach_type,
+) -> io::Result<Vec<u32>> {
+    // More than the kernel lets one cgroup have (BPF_CGROUP_MAX_PROGS is 64), on several levels.
+    let mut ids = vec![0_u32; 1024];
+    let mut attr = empty();
+    attr.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+    attr.query.attach_type = attach as u32;
+    attr.query.query_flags = BPF_F_QUERY_EFFECTIVE;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel has filled this member.
+    ids.truncate(unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize);
+    Ok(ids)
 }
 
 fn socket_option_u64(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {

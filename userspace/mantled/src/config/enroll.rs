@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::quoted;
 use super::field::{At, Field, Span, Tables, Words};
 use super::raw::RawEnroll;
 use super::reader::Reader;
 
 /// What is done to the connections of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// No plaintext leaves.
     Enforce,
@@ -28,6 +31,14 @@ impl Words for Mode {
 }
 
 impl Mode {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+
     /// What happens while the daemon is down if nobody chose.
     pub fn default_on_down(self) -> OnDown {
         match self {
@@ -46,7 +57,8 @@ impl Mode {
 }
 
 /// What happens to a group's connections while the daemon is down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnDown {
     /// They are refused.
     Closed,
@@ -60,7 +72,8 @@ impl Words for OnDown {
 }
 
 /// Whether servers inside a group may answer peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Inbound {
     /// Their replies are dropped.
     Refuse,
@@ -111,6 +124,21 @@ pub enum Target {
     Unit(UnitName),
     /// By its place.
     Cgroup(CgroupPath),
+}
+
+impl Target {
+    /// What is named on a command line: a path is a cgroup, anything else a unit.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to do.
+    pub fn parse(typed: &str) -> Result<Self, String> {
+        let parsed = if typed.starts_with('/') {
+            CgroupPath::parse(typed.to_owned()).map(Self::Cgroup)
+        } else {
+            UnitName::parse(typed.to_owned()).map(Self::Unit)
+        };
+        parsed.map_err(|(message, hint)| format!("{message}; {hint}"))
+    }
 }
 
 impl fmt::Display for Target {

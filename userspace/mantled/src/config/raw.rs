@@ -14,7 +14,7 @@ use super::route::{Protocol, TlsMode};
 use super::trust::MinVersion;
 
 /// The keys that are known but not available yet.
-pub(super) const LATER: &[&str] = &["admin", "policy", "level", "recipients"];
+pub(super) const LATER: &[&str] = &["policy", "level", "recipients", "metrics"];
 
 /// The configuration of mantled.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -33,8 +33,9 @@ pub(super) struct RawConfig {
     pub(super) dns: Field<Table<RawDns>>,
     pub(super) record: Field<Table<RawRecord>>,
     pub(super) limits: Field<Table<RawLimits>>,
-    #[schemars(skip)]
-    pub(super) admin: Field<Later>,
+    /// Where the daemon keeps what commands have enrolled.
+    pub(super) state_dir: Field<String>,
+    pub(super) admin: Field<Table<RawAdmin>>,
     #[schemars(skip)]
     pub(super) policy: Field<Later>,
 }
@@ -172,6 +173,17 @@ pub(super) struct RawRecord {
     pub(super) level: Field<Later>,
     #[schemars(skip)]
     pub(super) recipients: Field<Later>,
+}
+
+/// How the daemon is asked and told.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(rename = "Admin", deny_unknown_fields)]
+pub(super) struct RawAdmin {
+    /// The socket of `mantled enroll`, `withdraw` and `status`.
+    pub(super) socket: Field<String>,
+    #[schemars(skip)]
+    pub(super) metrics: Field<Later>,
 }
 
 /// How long, and how many.

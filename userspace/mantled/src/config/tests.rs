@@ -437,7 +437,7 @@ fn the_schema_knows_the_same_keys() {
     let top = keys("/properties");
     assert_eq!(
         top.join(" "),
-        "bypass ca dns enroll limits listen on_daemon_down record route tls",
+        "admin bypass ca dns enroll limits listen on_daemon_down record route state_dir tls",
         "what is not available yet is not offered"
     );
     assert_eq!(

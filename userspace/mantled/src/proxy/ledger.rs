@@ -1,7 +1,7 @@
 //! Sessions that are open, and their records.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,6 +15,7 @@ use mantled_redirect::{Peer, abi, sys};
 use tokio::sync::mpsc;
 
 use crate::{
+    admin::Tally,
     error::{Cause, Failure},
     names::Found,
 };
@@ -33,6 +34,15 @@ pub struct Ledger {
 struct Shared {
     open: AtomicUsize,
     opened: AtomicU64,
+    /// By the id of the group; of those alone that are counted, so that they do not grow.
+    tallies: Mutex<HashMap<u64, Tally>>,
+}
+
+impl Shared {
+    fn tallies(&self) -> MutexGuard<'_, HashMap<u64, Tally>> {
+        // Numbers are whole after every call.
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Flow ids of the sessions whose records are not written yet, so that the sweeper can tell them
@@ -94,9 +104,40 @@ impl Ledger {
         self.owed.contains(flow)
     }
 
+    /// What has happened in a group since the daemon started.
+    pub fn tally(&self, group: u64) -> Tally {
+        self.shared
+            .tallies()
+            .get(&group)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Counts what happens in this group from now on. One that had another cgroup goes on with the
+    /// counts of that.
+    pub fn count(&self, group: u64, before: Option<u64>) {
+        let mut tallies = self.shared.tallies();
+        let counted = before.and_then(|before| tallies.remove(&before));
+        let tally = tallies.entry(group).or_default();
+        *tally = tally.plus(counted.unwrap_or_default());
+    }
+
+    /// Ends what [`Self::count`] began.
+    pub fn forget(&self, group: u64) {
+        self.shared.tallies().remove(&group);
+    }
+
+    /// The kernel has refused something that this group sent past the proxy.
+    pub fn bypass_attempt(&self, group: u64) {
+        if let Some(tally) = self.shared.tallies().get_mut(&group) {
+            tally.bypass_attempts += 1;
+        }
+    }
+
     /// Opens the session of a redirected connection.
     pub fn open(&self, peer: &Peer, process: Process, client: SocketAddr) -> Session {
         let mut session = self.begin(Some(peer.flow.id), client);
+        session.group = Some(peer.flow.group);
         let record = &mut session.record;
         describe(record, peer);
         record.process = Some(process);
@@ -107,6 +148,7 @@ impl Ledger {
     /// whose flow is another's; `peer` says where it came from.
     pub fn open_inward(&self, peer: &Peer, process: Option<Process>, agent: SocketAddr) -> Session {
         let mut session = self.begin(None, agent);
+        session.group = Some(peer.flow.group);
         let record = &mut session.record;
         describe(record, peer);
         record.process = process;
@@ -130,6 +172,7 @@ impl Ledger {
         Session {
             record,
             flow,
+            group: None,
             started: Instant::now(),
             ledger: self.clone(),
             finished: false,
@@ -187,6 +230,7 @@ pub struct Session {
     /// What is known so far.
     pub record: SessionRecord,
     flow: Option<u64>,
+    group: Option<u64>,
     started: Instant,
     ledger: Ledger,
     finished: bool,
@@ -217,6 +261,24 @@ impl Session {
         self.finished = true;
     }
 
+    /// This session, as its group counts it.
+    fn counts(&self) -> Tally {
+        let mut counts = Tally {
+            sessions: 1,
+            ..Tally::default()
+        };
+        let slot = match (self.record.verdict, self.record.path) {
+            (Verdict::Refused, _) => &mut counts.refused,
+            (Verdict::Failed | Verdict::Aborted, _) => &mut counts.failed,
+            (_, Some(Path::Verified)) => &mut counts.upgraded,
+            (_, Some(Path::Exposed)) => &mut counts.exposed,
+            (_, Some(Path::Native)) => &mut counts.native,
+            (_, Some(Path::Resolver) | None) => return counts,
+        };
+        *slot = 1;
+        counts
+    }
+
     fn fail(&mut self, failure: Failure) {
         self.record.verdict = failure.cause.verdict();
         self.record.error = Some(failure.cause.name());
@@ -231,6 +293,12 @@ impl Drop for Session {
                 Cause::Stopped,
                 "the daemon ended this session",
             ));
+        }
+        if let Some(group) = self.group {
+            let counts = self.counts();
+            if let Some(tally) = self.ledger.shared.tallies().get_mut(&group) {
+                *tally = tally.plus(counts);
+            }
         }
         self.record.duration_ms = self.started.elapsed().as_millis() as u64;
         self.ledger.sink.submit(self.record.to_line(), self.flow);

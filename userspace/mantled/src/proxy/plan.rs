@@ -41,6 +41,8 @@ pub struct Plan {
     pub clear_text: Option<ClearTextPermit>,
     /// May the agent's own encryption pass, which nobody can verify here?
     pub native: bool,
+    /// It is observe mode alone that allows this: in enforce mode what is not verified is refused.
+    pub lenient: bool,
 }
 
 impl Plan {
@@ -86,6 +88,7 @@ impl Plan {
             data_of: None,
             clear_text: (observe || tls == TlsMode::Exempt).then_some(ClearTextPermit(())),
             native: observe || tls == TlsMode::Passthrough,
+            lenient: observe && !matches!(tls, TlsMode::Exempt | TlsMode::Passthrough),
         }
     }
 
@@ -103,6 +106,7 @@ impl Plan {
             data_of: None,
             clear_text: Some(ClearTextPermit(())),
             native: false,
+            lenient: false,
         }
     }
 

@@ -19,7 +19,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{agent::Agent, filter::Filter, syslog, upstream::Upstream};
+use super::{agent::Agent, filter::Filter, revocation::Revocation, syslog, upstream::Upstream};
 use crate::error::{Cause, Failure};
 
 /// Bytes that are read at once: four full TLS records. More does not make it faster, and less
@@ -45,22 +45,26 @@ pub struct Carried {
     pub cut: bool,
 }
 
-/// Carries bytes until both directions have ended.
+/// Carries bytes until both directions have ended. What is not verified ends with the revocation.
 pub async fn relay(
     agent: &mut Agent,
     upstream: Upstream,
     from_agent: Filter,
     from_server: Filter,
+    revocation: Revocation,
 ) -> (Carried, Result<(), Failure>) {
     match upstream {
         Upstream::Verified(verified) => {
-            carry(agent, verified.into_stream(), from_agent, from_server).await
+            let server = verified.into_stream();
+            carry(agent, server, from_agent, from_server, Revocation::never()).await
         }
         Upstream::Exposed(exposed) => {
-            carry(agent, exposed.into_stream(), from_agent, from_server).await
+            let server = exposed.into_stream();
+            carry(agent, server, from_agent, from_server, revocation).await
         }
         Upstream::Native(native) => {
-            carry(agent, native.into_stream(), from_agent, from_server).await
+            let server = native.into_stream();
+            carry(agent, server, from_agent, from_server, revocation).await
         }
         Upstream::Syslog(line) => syslog::relay(agent, *line).await,
     }
@@ -71,13 +75,19 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     mut server: S,
     from_agent: Filter,
     from_server: Filter,
+    revocation: Revocation,
 ) -> (Carried, Result<(), Failure>) {
     let mut out = Direction::new(from_agent);
     let mut back = Direction::new(from_server);
     let result = match out.keep(&std::mem::take(&mut agent.head)) {
-        Ok(()) => {
-            poll_fn(|cx| poll_both(cx, &mut agent.stream, &mut server, &mut out, &mut back)).await
-        }
+        Ok(()) => tokio::select! {
+            biased;
+            () = revocation.wait() => Err(Failure::new(
+                Cause::ModeChanged,
+                "the group is enforced now, and this session was not verified",
+            )),
+            ended = poll_fn(|cx| poll_both(cx, &mut agent.stream, &mut server, &mut out, &mut back)) => ended,
+        },
         Err(failure) => Err(failure),
     };
     (

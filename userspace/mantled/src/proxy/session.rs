@@ -19,6 +19,7 @@ use super::{
     plan::Plan,
     refusal,
     relay::relay,
+    revocation::Revocation,
     spoken::Spoken,
     unreachable,
     upgrade::{Upgrade, Way},
@@ -171,7 +172,10 @@ async fn walk(
     };
     let way = upgrade.run(heard, dialling).await?;
     let received = session.record.received;
-    let result = carry(session, agent, way).await;
+    let process = session.record.process.as_ref();
+    let cgroup = process.and_then(|process| process.cgroup.as_deref());
+    let revocation = Revocation::of(context, &plan, peer.flow.group, cgroup);
+    let result = carry(session, agent, way, revocation).await;
     if session.record.received > received || heard != Spoken::Known(Protocol::Http) {
         // The server's words have reached the agent; a refusal of ours would be one of many.
         *spoken = None;
@@ -205,12 +209,24 @@ async fn resolve(
     let way = upgrade
         .resolver(Dialling::start(dial.connect()), peer.flow.group)
         .await?;
-    carry(session, agent, way).await
+    carry(session, agent, way, Revocation::never()).await
 }
 
 /// Carries the bytes; what went by is recorded.
-async fn carry(session: &mut Session, agent: &mut Agent, way: Way) -> Result<End, Failure> {
-    let (carried, result) = relay(agent, way.upstream, way.from_agent, way.from_server).await;
+async fn carry(
+    session: &mut Session,
+    agent: &mut Agent,
+    way: Way,
+    revocation: Revocation,
+) -> Result<End, Failure> {
+    let (carried, result) = relay(
+        agent,
+        way.upstream,
+        way.from_agent,
+        way.from_server,
+        revocation,
+    )
+    .await;
     session.record.sent += carried.sent;
     session.record.received += carried.received;
     if let Filter::Ssh(guard) = &carried.from_server {

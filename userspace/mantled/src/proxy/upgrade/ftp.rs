@@ -161,7 +161,7 @@ impl Upgrade<'_> {
             self.session.record.process.clone(),
             local.ok(),
             service,
-            self.plan.clear_text,
+            self.plan,
         )
     }
 }

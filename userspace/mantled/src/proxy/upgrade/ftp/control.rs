@@ -28,8 +28,9 @@ use crate::{
         data_channels::{DataChannels, Expectation, PATIENCE, Service, WINDOW},
         filter::Filter,
         ledger::{Ledger, Session},
-        plan::ClearTextPermit,
+        plan::{ClearTextPermit, Plan},
         relay::relay,
+        revocation::Revocation,
         upstream::{Dialled, Upstream},
     },
 };
@@ -71,6 +72,7 @@ struct Transfer {
     process: Option<Process>,
     service: Service,
     clear_text: Option<ClearTextPermit>,
+    revocation: Revocation,
 }
 
 impl Control {
@@ -80,15 +82,20 @@ impl Control {
         process: Option<Process>,
         local: Option<IpAddr>,
         service: Service,
-        clear_text: Option<ClearTextPermit>,
+        plan: &Plan,
     ) -> Self {
+        let cgroup = process
+            .as_ref()
+            .and_then(|process| process.cgroup.as_deref());
+        let revocation = Revocation::of(context, plan, peer.flow.group, cgroup);
         Self {
             transfer: Transfer {
                 ledger: context.ledger.clone(),
                 peer: *peer,
                 process,
                 service,
-                clear_text,
+                clear_text: plan.clear_text,
+                revocation,
             },
             channels: context.data_channels.clone(),
             local,
@@ -231,7 +238,14 @@ impl Transfer {
                 format!("the agent's listener for the file could not be reached: {error}"),
             )
         })?;
-        let (carried, result) = relay(&mut agent, upstream, Filter::None, Filter::None).await;
+        let (carried, result) = relay(
+            &mut agent,
+            upstream,
+            Filter::None,
+            Filter::None,
+            self.revocation.clone(),
+        )
+        .await;
         session.record.sent = carried.sent;
         session.record.received = carried.received;
         result?;

@@ -1,0 +1,320 @@
+//! The admin socket: `mantled enroll`, `withdraw` and `status` ask the daemon here.
+//!
+//! One connection, one request, one answer; each is a line of JSON. Only root and the daemon's own
+//! user are answered, and nobody inside of an enrolled group.
+
+use std::{
+    fs, io,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    sync::{Semaphore, mpsc, oneshot},
+    time::{sleep, timeout},
+};
+
+use crate::config::{Inbound, Mode, OnDown};
+
+/// Longest request.
+const REQUEST_BYTES: u64 = 64 << 10;
+
+/// How long a caller may take to ask, and to take its answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Callers at once.
+const CALLERS: usize = 16;
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Enrol a group, or change how it is enrolled.
+    Enroll {
+        /// A unit, or a cgroup's path.
+        target: String,
+        /// What is done to its connections.
+        mode: Mode,
+        /// Whether servers inside may answer; None: as the mode has it.
+        inbound: Option<Inbound>,
+        /// What happens while the daemon is down; None: as the configuration has it.
+        on_daemon_down: Option<OnDown>,
+    },
+    /// End what `Enroll` began.
+    Withdraw {
+        /// As it was enrolled.
+        target: String,
+    },
+    /// What is enrolled, and how it goes.
+    Status,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The group is enrolled.
+    Enrolled {
+        /// Its cgroup; None: the unit does not run, and is enrolled when it starts.
+        cgroup: Option<String>,
+        /// Connections from before that were ended.
+        ended: usize,
+        /// Ports on which the group listens.
+        listening: Vec<u16>,
+    },
+    /// It is not enrolled any more.
+    Withdrawn {},
+    /// How it goes.
+    Status(Box<Status>),
+}
+
+/// How the daemon goes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Sessions that are open.
+    pub sessions_open: usize,
+    /// Sessions since the daemon started.
+    pub sessions: u64,
+    /// Records written since then.
+    pub records_written: u64,
+    /// Records lost since then (`on_failure = "continue"`).
+    pub records_dropped: u64,
+    /// Records cannot be written now.
+    pub records_failing: bool,
+    /// The enrolled groups.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// How a group goes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// As it was enrolled.
+    pub target: String,
+    /// "configuration" or "command".
+    pub origin: String,
+    /// What is done to its connections.
+    pub mode: Mode,
+    /// Whether servers inside may answer.
+    pub inbound: Inbound,
+    /// What happens while the daemon is down.
+    pub on_daemon_down: OnDown,
+    /// Its cgroup; None: there is none now.
+    pub cgroup: Option<String>,
+    /// Hooks whose programs the kernel does not run for this group: none where it is whole.
+    pub detached: Vec<String>,
+    /// What has happened in it.
+    #[serde(flatten)]
+    pub tally: Tally,
+}
+
+/// What has happened in a group since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Sessions that have ended.
+    pub sessions: u64,
+    /// Those that the proxy carried over TLS that it verified.
+    pub upgraded: u64,
+    /// Those that went out in clear.
+    pub exposed: u64,
+    /// Those with TLS of the agent's own.
+    pub native: u64,
+    /// Those that were refused.
+    pub refused: u64,
+    /// Those that failed, or were cut.
+    pub failed: u64,
+    /// Packets and datagrams past the proxy, which the kernel refused.
+    pub bypass_attempts: u64,
+}
+
+impl Tally {
+    /// The counts of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            sessions: self.sessions + other.sessions,
+            upgraded: self.upgraded + other.upgraded,
+            exposed: self.exposed + other.exposed,
+            native: self.native + other.native,
+            refused: self.refused + other.refused,
+            failed: self.failed + other.failed,
+            bypass_attempts: self.bypass_attempts + other.bypass_attempts,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Ok(Reply),
+    Error(String),
+}
+
+/// A request on its way to the one who answers.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// Process id of the caller.
+    pub caller: u32,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Reply, String>>,
+}
+
+/// The socket; its file goes with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Makes it, for root and the daemon's user. The caller has seen to it that no other daemon
+    /// runs, so what is there already is of a dead one.
+    ///
+    /// # Errors
+    /// As bind(2).
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        match fs::symlink_metadata(path) {
+            Ok(there) if there.file_type().is_socket() => fs::remove_file(path)?,
+            // Somebody's data, by a mistake in the configuration.
+            Ok(_) => return Err(io::Error::other("what is there is not a socket")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Answers for ever.
+    pub async fn serve(self, calls: mpsc::Sender<Call>) {
+        let listener = match self
+            .listener
+            .try_clone()
+            .and_then(tokio::net::UnixListener::from_std)
+        {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "the admin socket cannot be served");
+                return;
+            }
+        };
+        let permits = Arc::new(Semaphore::new(CALLERS));
+        loop {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let calls = calls.clone();
+                    tokio::spawn(async move {
+                        // One who does not ask or listen in time is left alone.
+                        let _ = timeout(PATIENCE, converse(stream, &calls)).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the admin socket");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn converse(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<()> {
+    let answer = match answer(&mut stream, calls).await {
+        Ok(reply) => Answer::Ok(reply),
+        Err(text) => Answer::Error(text),
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}
+
+async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>) -> Result<Reply, String> {
+    let peer = stream.peer_cred().map_err(|error| error.to_string())?;
+    let own = nix::unistd::geteuid().as_raw();
+    let caller = match peer.pid() {
+        Some(pid) if peer.uid() == 0 || peer.uid() == own => pid.unsigned_abs(),
+        _ => return Err("only root may ask; use sudo".to_owned()),
+    };
+    let mut line = Vec::new();
+    tokio::io::BufReader::new(stream.take(REQUEST_BYTES))
+        .read_until(b'\n', &mut line)
+        .await
+        .map_err(|error| error.to_string())?;
+    let request = serde_json::from_slice(&line).map_err(|error| {
+        format!("the request is not understood ({error}); use the mantled of the daemon's version")
+    })?;
+    let (reply, answered) = oneshot::channel();
+    let stopping = || "the daemon is stopping".to_owned();
+    calls
+        .send(Call {
+            request,
+            caller,
+            reply,
+        })
+        .await
+        .map_err(|_| stopping())?;
+    answered.await.map_err(|_| stopping())?
+}
+
+/// Asks the daemon.
+///
+/// # Errors
+/// No daemon, or what it has against the request.
+pub fn ask(socket: &Path, request: &Request) -> Result<Reply, String> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+            "no daemon answers at {}; start it with `systemctl start mantled`",
+            socket.display()
+        ),
+        io::ErrorKind::PermissionDenied => {
+            format!("{} is for root; use sudo", socket.display())
+        }
+        _ => format!("asking the daemon at {}: {error}", socket.display()),
+    };
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
+    stream
+        .set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))
+        .map_err(failed)?;
+    let mut line = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(failed)?;
+    let mut answer = String::new();
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .map_err(failed)?;
+    match serde_json::from_str(&answer) {
+        Ok(Answer::Ok(reply)) => Ok(reply),
+        Ok(Answer::Error(text)) => Err(text),
+        Err(error) => Err(format!("the daemon's answer is not understood: {error}")),
+    }
+}
