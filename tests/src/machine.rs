@@ -418,7 +418,11 @@ fn check_root(root: &Path) -> Result<PathBuf> {
 
 fn nspawn(lab: &Lab, groups: &Groups, root: &Path) -> Result<Command> {
     let root = check_root(root)?;
-    let paths: Vec<_> = groups.paths.iter().map(|path| path.to_string_lossy()).collect();
+    let paths: Vec<_> = groups
+        .paths
+        .iter()
+        .map(|path| path.to_string_lossy())
+        .collect();
     let mut command = Command::new("sh");
     command
         .args(["-ec", ENTER, "sh", &paths.join(" ")])

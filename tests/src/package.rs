@@ -47,7 +47,11 @@ impl Package {
     pub fn with_version(&self, lab: &Lab, version: &str) -> Result<Self> {
         let tree = lab.path(&format!("package-{version}"));
         let path = lab.path(&format!("mantled_{version}.deb"));
-        succeed(Command::new("dpkg-deb").arg("--raw-extract").args([&self.path, &tree]))?;
+        succeed(
+            Command::new("dpkg-deb")
+                .arg("--raw-extract")
+                .args([&self.path, &tree]),
+        )?;
         let control = tree.join("DEBIAN/control");
         let text: String = fs::read_to_string(&control)?
             .lines()

@@ -47,7 +47,12 @@ impl Dist {
             Setup::new(&[Purpose::Build, Purpose::Dist]).run()?;
         }
         if self.debug {
-            sh::run(&mut sh::cargo(["build", "--locked", "--package", "mantled"]))?;
+            sh::run(&mut sh::cargo([
+                "build",
+                "--locked",
+                "--package",
+                "mantled",
+            ]))?;
             return debug_package();
         }
         let output = output();
@@ -89,6 +94,16 @@ fn output() -> PathBuf {
     sh::root().join("target/dist")
 }
 
+/// A directory without what an earlier version had in it.
+fn empty(directory: PathBuf) -> Result<PathBuf> {
+    if directory.exists() {
+        fs::remove_dir_all(&directory)
+            .with_context(|| format!("removing {}", directory.display()))?;
+    }
+    fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
 /// What users get.
 fn packed(output: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(output)?;
@@ -96,7 +111,10 @@ fn packed(output: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(output)? {
         let path = entry?.path();
         let name = path.to_string_lossy();
-        if [".deb", ".tar.gz", "SHA256SUMS"].iter().any(|end| name.ends_with(end)) {
+        if [".deb", ".tar.gz", "SHA256SUMS"]
+            .iter()
+            .any(|end| name.ends_with(end))
+        {
             found.push(path);
         }
     }
@@ -132,12 +150,8 @@ struct Tree {
 impl Tree {
     fn lay_out(binary: &Path) -> Result<Self> {
         let tree = Self {
-            root: output().join("tree"),
+            root: empty(output().join("tree"))?,
         };
-        // What an earlier version had must not linger.
-        if tree.root.exists() {
-            fs::remove_dir_all(&tree.root)?;
-        }
         tree.replace_binary(binary)?;
         tree.describe(binary)?;
         let source = sh::root().join("systemd");
@@ -149,15 +163,27 @@ impl Tree {
                 tree.copy(&entry.path(), &target)?;
             }
         }
-        tree.copy(&source.join("mantled.toml"), Path::new("etc/mantled/mantled.toml"))?;
+        tree.copy(
+            &source.join("mantled.toml"),
+            Path::new("etc/mantled/mantled.toml"),
+        )?;
         let documents = Path::new("usr/share/doc/mantled");
-        for name in ["README.md", "SECURITY.md", "LICENSE", "LICENSE-MIT", "docs/names.md"] {
+        for name in [
+            "README.md",
+            "SECURITY.md",
+            "LICENSE",
+            "LICENSE-MIT",
+            "docs/names.md",
+        ] {
             let path = sh::root().join(name);
             tree.copy(&path, &documents.join(path.file_name().unwrap_or_default()))?;
         }
         tree.copy(&source.join("README.md"), &documents.join("systemd.md"))?;
         // cargo-deb compresses what has this name.
-        tree.copy(&sh::root().join("CHANGELOG.md"), &documents.join("changelog"))?;
+        tree.copy(
+            &sh::root().join("CHANGELOG.md"),
+            &documents.join("changelog"),
+        )?;
         fill_in_scripts(&source.join("debian"), &units)?;
         fs::write(output().join("changelog"), debian_changelog()?)?;
         Ok(tree)
@@ -172,7 +198,11 @@ impl Tree {
             if !UNIT_KINDS.contains(&&*extension) {
                 continue;
             }
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             self.copy(&path, &Path::new("usr/lib/systemd/system").join(&name))?;
             let text = fs::read_to_string(&path)?;
             units.push(Unit {
@@ -228,8 +258,8 @@ impl Tree {
     }
 
     fn copy(&self, source: &Path, target: &Path) -> Result<()> {
-        let text = fs::read_to_string(source)
-            .with_context(|| format!("reading {}", source.display()))?;
+        let text =
+            fs::read_to_string(source).with_context(|| format!("reading {}", source.display()))?;
         self.write(target, &text)
     }
 
@@ -259,12 +289,16 @@ struct Unit {
 /// The package's scripts have to know the units also when their files are gone.
 fn fill_in_scripts(source: &Path, units: &[Unit]) -> Result<()> {
     let names = |wanted: fn(&&Unit) -> bool| {
-        let names: Vec<&str> = units.iter().filter(wanted).map(|unit| &*unit.name).collect();
+        let names: Vec<&str> = units
+            .iter()
+            .filter(wanted)
+            .map(|unit| &*unit.name)
+            .collect();
         names.join(" ")
     };
-    let target = output().join("scripts");
-    fs::create_dir_all(&target)?;
-    for script in ["preinst", "postinst", "prerm", "postrm"] {
+    // cargo-deb takes every script that is there.
+    let target = empty(output().join("scripts"))?;
+    for script in ["postinst", "prerm", "postrm"] {
         let text = fs::read_to_string(source.join(script))
             .with_context(|| format!("systemd/debian/{script}"))?
             .replace("@UNITS@", &names(|_| true))
@@ -298,7 +332,11 @@ fn debian_changelog() -> Result<String> {
         };
         entries += &format!("{mark}{text}\n");
     }
-    let date = sh::read(sh::command("date").args(["--utc", "--rfc-email"]).arg(format!("--date=@{}", epoch()?)))?;
+    let date = sh::read(
+        sh::command("date")
+            .args(["--utc", "--rfc-email"])
+            .arg(format!("--date=@{}", epoch()?)),
+    )?;
     let maintainer = maintainer()?;
     Ok(format!(
         "mantled ({VERSION}-1) unstable; urgency=medium\n\n{entries}\n -- {maintainer}  {date}\n"

@@ -60,7 +60,7 @@ enum Command {
     Detach(detach::Arguments),
     /// Print what lets a shell complete the command line.
     Completions(completions::Arguments),
-    /// Write the manual pages.
+    /// Print the manual page, or write all of them.
     Man(man::Arguments),
     /// Keeps `exec`'s programs attached until its processes are gone.
     #[command(hide = true)]

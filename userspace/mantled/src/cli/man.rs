@@ -2,7 +2,8 @@
 //! descriptions.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -52,18 +53,24 @@ const FILES: [(&str, &str); 5] = [
 /// Arguments of `mantled man`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Where the pages are written; made where it is missing.
+    /// Where all pages are written; made where it is missing. Without it the main page goes to
+    /// standard output: `mantled man | man -l -` shows it.
     #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    directory: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Exit> {
-    let directory = &arguments.directory;
-    let failed = |error| Exit::failed(format!("writing into {}: {error}", directory.display()));
-    fs::create_dir_all(directory).map_err(failed)?;
     // Its own `help` subcommand needs no page.
     let mut command = super::Arguments::command().disable_help_subcommand(true);
     command.build();
+    let Some(directory) = &arguments.directory else {
+        let page = page(&command, true).map_err(Exit::failed)?;
+        return io::stdout()
+            .write_all(&page)
+            .map_err(|error| Exit::failed(format!("writing the page: {error}")));
+    };
+    let failed = |error| Exit::failed(format!("writing into {}: {error}", directory.display()));
+    fs::create_dir_all(directory).map_err(failed)?;
     let pages = write(&command, true, directory).map_err(failed)?;
     println!("wrote {pages} pages into {}", directory.display());
     Ok(())
@@ -71,6 +78,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Exit> {
 
 /// Writes the page of a command and those of its subcommands, and counts them.
 fn write(command: &Command, is_main: bool, directory: &Path) -> io::Result<usize> {
+    let name = Man::new(command.clone()).get_filename();
+    fs::write(directory.join(name), page(command, is_main)?)?;
+    let mut pages = 1;
+    for subcommand in shown(command) {
+        pages += write(subcommand, false, directory)?;
+    }
+    Ok(pages)
+}
+
+fn page(command: &Command, is_main: bool) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone())
         .manual(MANUAL)
         .source(concat!("mantled ", env!("CARGO_PKG_VERSION")));
@@ -93,12 +110,7 @@ fn write(command: &Command, is_main: bool, directory: &Path) -> io::Result<usize
         rest.text([bold("mantled"), roman("(1)")]);
     }
     rest.to_writer(&mut page)?;
-    fs::write(directory.join(man.get_filename()), page)?;
-    let mut pages = 1;
-    for subcommand in shown(command) {
-        pages += write(subcommand, false, directory)?;
-    }
-    Ok(pages)
+    Ok(page)
 }
 
 fn shown(command: &Command) -> impl Iterator<Item = &Command> {
@@ -137,7 +149,7 @@ mod tests {
     fn every_subcommand_has_a_page() {
         let directory = tempfile::tempdir().unwrap();
         run(&Arguments {
-            directory: directory.path().join("man1"),
+            directory: Some(directory.path().join("man1")),
         })
         .unwrap();
         let page = |name: &str| fs::read_to_string(directory.path().join("man1").join(name));
