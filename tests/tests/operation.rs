@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use mantled_tests::{Capture, Installed, Load, Tally, assert_clean, eventually, lab};
+use mantled_tests::{Capture, Installed, Lab, Load, Tally, assert_clean, eventually, lab};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 const SOON: Duration = Duration::from_secs(15);
@@ -148,11 +148,22 @@ fn killed_under_load_and_open_nobody_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn with_a_full_disk_it_refuses_and_says_so_until_there_is_room() -> Result<()> {
-    let installed = Installed::new(lab!(), AGENT)?;
+/// Fills the disk on which a file is.
+fn fill(installed: &Installed, ballast: &str) -> Result<()> {
+    let full = installed
+        .machine
+        .command("dd")
+        .args(["if=/dev/zero", "bs=512", "status=none"])
+        .arg(format!("of={ballast}"))
+        .output()?;
+    assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"));
+    Ok(())
+}
+
+/// State and records on a small disk, and the agent's unit enrolled.
+fn on_a_small_disk(lab: Lab, configuration: &str) -> Result<Installed> {
+    let installed = Installed::new(lab, AGENT)?;
     let machine = &installed.machine;
-    // State and records on a small disk.
     machine.exec(&["systemctl", "stop", "mantled"])?;
     machine.exec(&[
         "mount",
@@ -163,18 +174,20 @@ fn with_a_full_disk_it_refuses_and_says_so_until_there_is_room() -> Result<()> {
         "tmpfs",
         "/var/lib/mantled",
     ])?;
-    installed.configure(Installed::CONFIGURATION)?;
+    installed.configure(configuration)?;
     installed.enroll(Installed::UNIT, &[])?;
     installed.says("7000 served")?;
-    let daemon = installed.daemon()?;
+    Ok(installed)
+}
 
-    let ballast = "/var/lib/mantled/ballast";
-    let full = machine
-        .command("dd")
-        .args(["if=/dev/zero", "bs=512", "status=none"])
-        .arg(format!("of={ballast}"))
-        .output()?;
-    assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"));
+const BALLAST: &str = "/var/lib/mantled/ballast";
+
+#[test]
+fn with_a_full_disk_it_refuses_and_says_so_until_there_is_room() -> Result<()> {
+    let installed = on_a_small_disk(lab!(), Installed::CONFIGURATION)?;
+    let machine = &installed.machine;
+    let daemon = installed.daemon()?;
+    fill(&installed, BALLAST)?;
     installed.says("7000 echo: ")?;
     eventually("a status that tells", SOON, || {
         (installed.status().ok()?["records_failing"] == true).then_some(())
@@ -188,7 +201,7 @@ fn with_a_full_disk_it_refuses_and_says_so_until_there_is_room() -> Result<()> {
     assert_eq!(kept.status.code(), Some(1), "{said}");
     assert!(said.contains("could not be kept"), "{said}");
 
-    machine.exec(&["rm", ballast])?;
+    machine.exec(&["rm", BALLAST])?;
     installed.says("7000 served")?;
     assert_eq!(installed.daemon()?, daemon, "it has gone on");
     // No line is torn, and no session is without one.
@@ -205,4 +218,27 @@ fn with_a_full_disk_it_refuses_and_says_so_until_there_is_room() -> Result<()> {
         let records = installed.records().map(|records| records.len());
         error.context(format!("{:?} {records:?}", installed.status()))
     })
+}
+
+#[test]
+fn with_a_full_disk_and_continue_it_serves_and_counts_what_is_lost() -> Result<()> {
+    let configuration = format!("{}on_failure = \"continue\"\n", Installed::CONFIGURATION);
+    let installed = on_a_small_disk(lab!(), &configuration)?;
+    fill(&installed, BALLAST)?;
+    let lost = |status: &serde_json::Value| status["records_dropped"].as_u64();
+    eventually("a status that tells of lost records", SOON, || {
+        let status = installed.status().ok()?;
+        (status["records_failing"] == true && lost(&status)? > 0).then_some(())
+    })?;
+    for _ in 0..3 {
+        installed.says("7000 served")?;
+    }
+    installed.says_refused()?;
+    installed.machine.exec(&["rm", BALLAST])?;
+    eventually("records again", SOON, || {
+        (installed.status().ok()?["records_failing"] == false).then_some(())
+    })?;
+    let records = installed.records()?.len();
+    installed.record("a session after that", records, |_| true)?;
+    Ok(())
 }

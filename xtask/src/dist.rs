@@ -167,6 +167,7 @@ impl Tree {
             &source.join("mantled.toml"),
             Path::new("etc/mantled/mantled.toml"),
         )?;
+        // In the places where their links lead.
         let documents = Path::new("usr/share/doc/mantled");
         for name in [
             "README.md",
@@ -174,11 +175,11 @@ impl Tree {
             "LICENSE",
             "LICENSE-MIT",
             "docs/names.md",
+            "docs/benchmarks.md",
+            "systemd/README.md",
         ] {
-            let path = sh::root().join(name);
-            tree.copy(&path, &documents.join(path.file_name().unwrap_or_default()))?;
+            tree.copy(&sh::root().join(name), &documents.join(name))?;
         }
-        tree.copy(&source.join("README.md"), &documents.join("systemd.md"))?;
         // cargo-deb compresses what has this name.
         tree.copy(
             &sh::root().join("CHANGELOG.md"),
@@ -315,31 +316,16 @@ fn fill_in_scripts(source: &Path, units: &[Unit]) -> Result<()> {
     Ok(())
 }
 
-/// The newest part of CHANGELOG.md in Debian's form, which package tools read.
+/// What package tools read; what has changed stands beside it.
 fn debian_changelog() -> Result<String> {
-    let source = fs::read_to_string(sh::root().join("CHANGELOG.md"))?;
-    let newest = source
-        .split("\n## ")
-        .nth(1)
-        .and_then(|part| part.split_once('\n'))
-        .map(|(_, entries)| entries)
-        .context("CHANGELOG.md has no `## ` part")?;
-    let mut entries = String::new();
-    for line in newest.lines().filter(|line| !line.trim().is_empty()) {
-        let (mark, text) = match line.strip_prefix("- ") {
-            Some(text) => ("  * ", text),
-            None => ("    ", line.trim()),
-        };
-        entries += &format!("{mark}{text}\n");
-    }
-    let date = sh::read(
-        sh::command("date")
-            .args(["--utc", "--rfc-email"])
-            .arg(format!("--date=@{}", epoch()?)),
-    )?;
-    let maintainer = maintainer()?;
+    let mut date = sh::command("date");
+    date.args(["--utc", "--rfc-email"])
+        .arg(format!("--date=@{}", epoch()?));
     Ok(format!(
-        "mantled ({VERSION}-1) unstable; urgency=medium\n\n{entries}\n -- {maintainer}  {date}\n"
+        "mantled ({VERSION}-1) unstable; urgency=medium\n\n  \
+         * See /usr/share/doc/mantled/changelog.gz.\n\n -- {}  {}\n",
+        maintainer()?,
+        sh::read(&mut date)?
     ))
 }
 
