@@ -5,11 +5,13 @@
 
 mod ca;
 mod check;
+mod completions;
 mod detach;
 mod doctor;
 mod enroll;
 mod exec;
 mod guard;
+mod man;
 mod run;
 mod status;
 mod survey;
@@ -64,6 +66,10 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Detach every program and remove every pin, also of a dead daemon.
     Detach(detach::Arguments),
+    /// Print what lets a shell complete the command line.
+    Completions(completions::Arguments),
+    /// Print the manual page, or write all of them.
+    Man(man::Arguments),
     /// Keeps `exec`'s programs attached until its processes are gone.
     #[command(hide = true)]
     Guard(guard::Arguments),
@@ -142,6 +148,8 @@ pub fn main() -> ExitCode {
         Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),
+        Command::Completions(command) => completions::run(&command),
+        Command::Man(command) => man::run(&command),
         Command::Guard(command) => guard::run(&command),
     };
     match result {
