@@ -111,6 +111,16 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             println!("{count}");
             Ok(())
         }
+        // Sends ARGUMENT datagrams, and counts those that are refused.
+        "flood" => {
+            let count: u32 = argument.parse().map_err(io::Error::other)?;
+            let socket = datagram(address)?;
+            let refused = (0..count)
+                .filter(|_| socket.send_to(b"x", address).is_err())
+                .count();
+            println!("{refused}");
+            Ok(())
+        }
         // Opens ARGUMENT connections, uses each, says so, and keeps them until its input ends.
         "many" => {
             let count: usize = argument.parse().map_err(io::Error::other)?;

@@ -14,9 +14,7 @@ use std::{
 use ipnet::IpNet;
 use mantled_record::{SessionRecord, Sink};
 use mantled_redirect::{
-    Counters, Interceptor, Listeners, Pins, abi,
-    cgroup::Cgroup,
-    events::{Events, Kind},
+    Counters, Interceptor, Listeners, Pins, abi, cgroup::Cgroup, events::Events,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -143,14 +141,11 @@ impl App {
             if let Target::Cgroup(path) = enrollment.target() {
                 Cgroup::open(Path::new(path.as_str()))?.check_enrollable()?;
             }
-            wanted.push(Wanted {
-                target: enrollment.target().clone(),
+            wanted.push(Wanted::new(
+                enrollment.target().clone(),
                 settings,
-                origin: Origin::Configuration,
-                enrolled: None,
-                counted: None,
-                trouble: None,
-            });
+                Origin::Configuration,
+            ));
         }
         // `mantled exec` is nobody's daemon: it has no state, and is not asked.
         let daemon = options.pins.is_some();
@@ -290,6 +285,12 @@ impl App {
         let before = app.interceptor.enrolled()?;
         for id in &before {
             if !groups.iter().any(|(cgroup, _)| cgroup.id() == *id) {
+                if let Some((orphan, cgroup)) = Wanted::orphan(*id, &app.context.flows) {
+                    app.context.ledger.count(*id, None);
+                    groups.push((cgroup, orphan.settings));
+                    app.wanted.push(orphan);
+                    continue;
+                }
                 tracing::info!(
                     cgroup = id,
                     "withdrawn: the configuration does not enrol it any more"
@@ -328,6 +329,7 @@ impl App {
             &context.resolvers,
             cgroup,
             settings,
+            false,
         )?;
         Ok(())
     }
@@ -350,7 +352,7 @@ impl App {
         let names = Arc::clone(&context.names);
         let (calls, called) = mpsc::channel(1);
         let background = [
-            tokio::spawn(log_events(events, context.ledger.clone())),
+            tokio::spawn(log_events(events)),
             tokio::spawn(sweep(Arc::clone(&context))),
             tokio::spawn(async move { names.follow().await }),
             tokio::spawn(follow_trust(Arc::clone(&context))),
@@ -450,7 +452,7 @@ pub fn open_log(file: &Path) -> Result<Box<dyn Write + Send>, StartError> {
 }
 
 /// Logs what the kernel programs refuse and drop.
-async fn log_events(mut events: Events, ledger: Ledger) {
+async fn log_events(mut events: Events) {
     let mut second = Instant::now();
     let (mut logged, mut suppressed) = (0, 0_u64);
     loop {
@@ -461,9 +463,6 @@ async fn log_events(mut events: Events, ledger: Ledger) {
                 return;
             }
         };
-        if matches!(event.kind, Kind::Dropped | Kind::DatagramRefused) {
-            ledger.bypass_attempt(event.group);
-        }
         if second.elapsed() >= Duration::from_secs(1) {
             if suppressed > 0 {
                 tracing::warn!(
