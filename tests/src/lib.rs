@@ -2,7 +2,9 @@
 //!
 //! A [`Lab`] is two network namespaces joined by a veth pair: "the host" with daemon and agents,
 //! "the site" with servers. A [`Group`] is a cgroup for agents. [`Daemon`] runs the real binary.
-//! Everything ends and is removed when it is dropped.
+//! A [`Machine`] is a Debian that systemd has booted on the host's end of the wire; [`Installed`] is
+//! one with the real [`Package`] and a legacy agent as a unit. A [`Load`] is an agent that makes so
+//! many connections a second. Everything ends and is removed when it is dropped.
 //!
 //! The tests need root and a kernel that runs mantled's programs. Where these are missing a test
 //! says so and passes; in CI (`CI=true`) it fails.
@@ -13,7 +15,12 @@ mod clients;
 mod daemon;
 mod dns;
 mod group;
+mod held;
+mod installed;
+mod load;
+mod machine;
 mod netns;
+mod package;
 mod postgres;
 mod program;
 mod server;
@@ -26,7 +33,12 @@ pub use clients::{PostgresClient, SslMode, python_client, python_program};
 pub use daemon::Daemon;
 pub use dns::FalseResolver;
 pub use group::Group;
+pub use held::Held;
+pub use installed::Installed;
+pub use load::{Load, Tally};
+pub use machine::Machine;
 pub use netns::{HOST_V4, HOST_V6, Lab, Namespace, SITE_V4, SITE_V6};
+pub use package::Package;
 pub use postgres::{PASSWORD, Postgres};
 pub use program::{MAIL_PASSWORD, Program, delivered};
 pub use server::Server;

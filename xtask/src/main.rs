@@ -5,7 +5,9 @@
 
 mod bench;
 mod demo;
+mod dist;
 mod lint;
+mod rootfs;
 mod setup;
 mod sh;
 mod test;
@@ -46,6 +48,7 @@ chores! {
     lint Lint,
     test Test,
     bench Bench,
+    dist Dist,
 }
 
 fn main() -> ExitCode {

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{setup::Setup, sh};
+use crate::{dist, setup::Setup, sh};
 
 /// The fuzz crate: outside of the workspace, since it is compiled with a sanitizer.
 const FUZZ: &str = "tests/fuzz";
@@ -38,6 +38,8 @@ impl Test {
         }
         // The lab's tests start the daemon as a user would: as a program.
         sh::run(&mut sh::cargo(["build", "--package", "mantled"]))?;
+        // And install it as a user would.
+        dist::debug_package()?;
         let mut nextest = sh::cargo(["nextest", "run", "--workspace", "--exclude", "mantled-ebpf"]);
         nextest.env("MANTLED_BIN", sh::target().join("debug/mantled"));
         // A filter that matches nothing proves nothing. `--no-tests` on the command line wins.

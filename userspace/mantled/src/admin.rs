@@ -7,6 +7,7 @@
 pub mod lease;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
+    signal::unix::{SignalKind, signal},
     sync::{Semaphore, mpsc, oneshot},
     time::{sleep, timeout},
 };
@@ -39,6 +41,9 @@ const REQUEST_BYTES: u64 = 64 << 10;
 
 /// How long a caller may take to ask, and to take its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the daemon may take to answer: a successor that prepares itself reads every file.
+const LONGEST_ANSWER: Duration = Duration::from_secs(90);
 
 /// Callers at once.
 const CALLERS: usize = 16;
@@ -86,6 +91,15 @@ pub enum Request {
     },
     /// What is enrolled, and how it goes.
     Status,
+    /// The sessions that were opened last.
+    Sessions {
+        /// So many at most.
+        most: usize,
+    },
+    /// Read the configuration again.
+    Reload,
+    /// Start the program that is installed now, and have it take over.
+    Upgrade,
 }
 
 /// What is answered.
@@ -111,6 +125,22 @@ pub enum Reply {
     Withdrawn {},
     /// How it goes.
     Status(Box<Status>),
+    /// Open sessions, the newest first.
+    Sessions(Vec<OpenSession>),
+    /// The configuration of now is that of the file.
+    Reloaded {
+        /// What waits for a restart, or could not be done.
+        notes: Vec<String>,
+    },
+    /// Another process serves now.
+    Upgraded {
+        /// The new process's version.
+        version: String,
+        /// The new process.
+        pid: u32,
+        /// Sessions that go on to their end in the old one.
+        draining: usize,
+    },
 }
 
 /// How the daemon goes.
@@ -130,8 +160,48 @@ pub struct Status {
     pub records_dropped: u64,
     /// Records cannot be written now.
     pub records_failing: bool,
+    /// Connections since then that are neither open nor recorded: 0, see [`crate::completeness`].
+    pub records_missing: u64,
+    /// Resident memory in bytes.
+    pub resident_bytes: u64,
+    /// How sessions have ended since then.
+    pub ends: Vec<EndCount>,
+    /// What the kernel programs have counted since they were first attached.
+    pub kernel: BTreeMap<String, u64>,
     /// The enrolled groups.
     pub groups: Vec<GroupStatus>,
+}
+
+/// So many sessions have ended in this way; "none" stands for what they do not have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndCount {
+    /// What was spoken.
+    pub protocol: String,
+    /// What was decided.
+    pub verdict: String,
+    /// Where the agent's bytes went.
+    pub path: String,
+    /// `error.type`.
+    pub error: String,
+    /// So many.
+    pub count: u64,
+}
+
+/// A session that is open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenSession {
+    /// Its id, as in its record.
+    pub id: String,
+    /// For how long, in milliseconds.
+    pub open_ms: u64,
+    /// Process id of the agent.
+    pub pid: Option<u32>,
+    /// Name of its executable.
+    pub process: Option<String>,
+    /// The id of its group's cgroup.
+    pub group: Option<u64>,
+    /// Where the agent wanted to go.
+    pub destination: Option<String>,
 }
 
 /// How a group goes.
@@ -253,11 +323,20 @@ pub struct Socket {
 
 impl Socket {
     /// Makes it, for root and the daemon's user. The caller has seen to it that no other daemon
-    /// runs, so what is there already is of a dead one.
+    /// answers there, so what is there already is of a dead one.
     ///
     /// # Errors
-    /// As bind(2).
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    /// What cannot be done, and what to do about it.
+    pub fn bind(path: &Path) -> Result<Self, String> {
+        Self::try_bind(path).map_err(|error| {
+            format!(
+                "the admin socket {} cannot be made: {error}; make its directory writable for mantled, or set [admin] socket",
+                path.display()
+            )
+        })
+    }
+
+    fn try_bind(path: &Path) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -300,10 +379,9 @@ impl Socket {
                     let calls = calls.clone();
                     tokio::spawn(async move {
                         let mut stream = stream;
-                        // One who does not ask or listen in time is left alone.
-                        let lease = timeout(PATIENCE, converse(&mut stream, &calls)).await;
+                        let lease = converse(&mut stream, &calls).await;
                         drop(permit);
-                        if let Ok(Ok(Some(lease))) = lease {
+                        if let Ok(Some(lease)) = lease {
                             lease.serve(stream).await;
                         }
                     });
@@ -323,6 +401,32 @@ impl Drop for Socket {
     }
 }
 
+/// SIGHUP is `mantled reload` without an answer. Never ends; `answers`: there is a daemon.
+pub async fn on_hangup(answers: bool, calls: mpsc::Sender<Call>) {
+    let hangups = answers.then(|| signal(SignalKind::hangup())).transpose();
+    let mut hangups = match hangups {
+        Ok(Some(hangups)) => hangups,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP does nothing");
+            return;
+        }
+    };
+    while hangups.recv().await.is_some() {
+        let (reply, answered) = oneshot::channel();
+        let call = Call {
+            request: Request::Reload,
+            caller: std::process::id(),
+            reply,
+        };
+        if calls.send(call).await.is_err() {
+            return;
+        }
+        // What has come of it is in the log.
+        let _ = answered.await;
+    }
+}
+
 async fn converse(
     stream: &mut UnixStream,
     calls: &mpsc::Sender<Call>,
@@ -333,7 +437,8 @@ async fn converse(
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    stream.write_all(&line).await?;
+    // One who does not ask or listen in time is left alone.
+    timeout(PATIENCE, stream.write_all(&line)).await??;
     Ok(lease)
 }
 
@@ -345,9 +450,10 @@ async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>) -> Result<A
         _ => return Err("only root may ask; use sudo".to_owned()),
     };
     let mut line = Vec::new();
-    tokio::io::BufReader::new(stream.take(REQUEST_BYTES))
-        .read_until(b'\n', &mut line)
+    let mut reader = tokio::io::BufReader::new(stream.take(REQUEST_BYTES));
+    timeout(PATIENCE, reader.read_until(b'\n', &mut line))
         .await
+        .map_err(|_| "the request did not come in time".to_owned())?
         .map_err(|error| error.to_string())?;
     let request = serde_json::from_slice(&line).map_err(|error| {
         format!("the request is not understood ({error}); use the mantled of the daemon's version")
@@ -390,7 +496,7 @@ fn converse_with(
     };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
     stream
-        .set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))
+        .set_read_timeout(Some(LONGEST_ANSWER))
         .map_err(failed)?;
     let mut line = serde_json::to_vec(request).map_err(|error| error.to_string())?;
     line.push(b'\n');

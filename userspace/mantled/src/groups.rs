@@ -4,6 +4,7 @@
 //! there: a unit that starts again has a new one.
 
 mod lent;
+mod reload;
 mod unconfirmed;
 
 use std::{
@@ -19,15 +20,19 @@ use mantled_redirect::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
+    task::{JoinHandle, block_in_place, spawn_blocking},
     time::{MissedTickBehavior, interval},
 };
 
 pub use self::lent::EXEC;
 use crate::{
     admin::{Answered, Call, GroupStatus, Reply, Request, Status, Tally},
-    config::{Inbound, Mode, OnDown, Target},
+    app::bypass_entries,
+    completeness::Completeness,
+    config::{Enrollment, Inbound, Mode, OnDown, Target},
     enrollment,
-    proxy::Context,
+    handover::{Predecessor, Successor},
+    proxy::{Context, Live},
     share::Share,
     state::{Revert, Saved, StateFile},
 };
@@ -42,6 +47,8 @@ const RESOLVERS: [&str; 2] = ["systemd-resolved.service", "nscd.service"];
 
 /// Peers that are named to the operator at most; the rest is counted.
 const NAMED_PEERS: usize = 10;
+/// Sessions that are told at once.
+const MOST_SESSIONS: usize = 256;
 
 /// Of a group whose cgroup another one has: the first one decides.
 pub const TAKEN: &str = "its cgroup is enrolled already, by another name, and that one decides how";
@@ -80,6 +87,25 @@ pub struct Wanted {
     holder: Option<oneshot::Sender<()>>,
 }
 
+/// Ends when a successor is prepared, or could not be; then who asked is told.
+async fn prepared(upgrade: &mut Option<Preparing>) -> Option<Upgrade> {
+    let Some(preparing) = upgrade else {
+        return std::future::pending().await;
+    };
+    let started = (&mut preparing.started)
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()));
+    let reply = upgrade.take()?.reply;
+    match started {
+        Ok(successor) => Some(Upgrade { successor, reply }),
+        Err(reason) => {
+            tracing::error!(%reason, "there is no upgrade; this process goes on");
+            let _ = reply.send(Err(format!("{reason}; nothing has changed")));
+            None
+        }
+    }
+}
+
 impl Wanted {
     /// One that is not enrolled yet.
     pub fn new(target: Target, settings: abi::Group, origin: Origin) -> Self {
@@ -93,6 +119,16 @@ impl Wanted {
             revert: None,
             holder: None,
         }
+    }
+
+    /// One that the configuration enrols.
+    pub fn configured(enrollment: &Enrollment) -> Self {
+        let settings = enrollment::group(
+            enrollment.mode(),
+            enrollment.on_daemon_down(),
+            enrollment.inbound(),
+        );
+        Self::new(enrollment.target().clone(), settings, Origin::Configuration)
     }
 
     /// One that a command has enrolled.
@@ -200,32 +236,128 @@ pub struct Groups {
     /// The kernel side.
     pub interceptor: Interceptor,
     /// What every session reads.
-    pub context: Arc<Context>,
+    pub live: Live,
     /// Those that are to be enrolled.
     pub wanted: Vec<Wanted>,
     /// Where those of commands are kept.
     pub state: StateFile,
+    /// Is there a record for every connection?
+    pub completeness: Completeness,
+    /// The daemon from which this one has taken over.
+    pub predecessor: Option<Arc<Predecessor>>,
+    /// A successor that prepares itself.
+    pub upgrade: Option<Preparing>,
+}
+
+/// A successor that prepares itself, and who asked for it.
+#[derive(Debug)]
+pub struct Preparing {
+    started: JoinHandle<Result<Successor, String>>,
+    reply: oneshot::Sender<Result<Answered, String>>,
+}
+
+/// A successor that is prepared, and who is to hear that it serves.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The successor.
+    pub successor: Successor,
+    /// Who asked for it.
+    pub reply: oneshot::Sender<Result<Answered, String>>,
 }
 
 impl Groups {
-    /// Follows the groups and answers calls. Never ends.
-    pub async fn run(&mut self, mut calls: mpsc::Receiver<Call>) {
+    /// Follows the groups and answers calls, until a successor is prepared.
+    pub async fn run(&mut self, calls: &mut mpsc::Receiver<Call>) -> Upgrade {
         let mut ticks = interval(FOLLOW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
-                    self.revert_due();
-                    self.end_leases();
+                    // The successor reverts and withdraws by itself what is due from now on.
+                    if self.upgrade.is_none() {
+                        self.revert_due();
+                        self.end_leases();
+                    }
                     self.follow();
                 }
-                Some(call) = calls.recv() => {
-                    let answer = self.answer(call.request, call.caller);
-                    // A caller that is gone need not be told.
-                    let _ = call.reply.send(answer);
-                }
+                Some(call) = calls.recv() => self.take(call),
+                upgrade = prepared(&mut self.upgrade) => if let Some(upgrade) = upgrade {
+                    return upgrade;
+                },
             }
         }
+    }
+
+    fn take(&mut self, call: Call) {
+        if call.request == Request::Upgrade {
+            match self.admit(call.caller) {
+                Ok(()) if self.upgrade.is_none() => {
+                    // Only the last one can have sessions that nobody tells to end.
+                    self.end_predecessor();
+                    self.upgrade = Some(Preparing {
+                        started: spawn_blocking(Successor::start),
+                        reply: call.reply,
+                    });
+                }
+                Ok(()) => {
+                    let _ = call
+                        .reply
+                        .send(Err("an upgrade is under way already".to_owned()));
+                }
+                Err(refusal) => {
+                    let _ = call.reply.send(Err(refusal));
+                }
+            }
+            return;
+        }
+        // The successor has read the configuration and the state already.
+        let answer = if self.upgrade.is_some()
+            && !matches!(call.request, Request::Status | Request::Sessions { .. })
+        {
+            Err("an upgrade is under way; ask again when it has ended".to_owned())
+        } else {
+            self.answer(call.request, call.caller)
+        };
+        // A caller that is gone need not be told.
+        let _ = call.reply.send(answer);
+    }
+
+    /// What a predecessor still carries was judged by what held before.
+    fn end_predecessor(&self) {
+        if let Some(predecessor) = &self.predecessor {
+            predecessor.end();
+        }
+    }
+
+    /// Puts everything back as it was, after a successor has begun to take over and failed.
+    pub fn take_back(&mut self) {
+        let context = self.live.current();
+        let kernel = self
+            .interceptor
+            .take_back()
+            .and_then(|()| self.tell_kernel(&context));
+        if let Err(error) = kernel {
+            tracing::error!(%error, "the kernel programs are not as they should be; restart mantled");
+        }
+        for wanted in &mut self.wanted {
+            let Ok(Some(cgroup)) = wanted.find() else {
+                continue;
+            };
+            if Some(cgroup.id()) == wanted.enrolled
+                && let Err(error) = self.interceptor.enroll(&cgroup, wanted.settings)
+            {
+                wanted.tell(error.to_string());
+            }
+        }
+    }
+
+    /// Tells the kernel programs what the configuration says of destinations.
+    fn tell_kernel(&self, context: &Context) -> Result<(), Error> {
+        self.interceptor
+            .set_bypass(&bypass_entries(context.config.bypasses()))?;
+        self.interceptor.set_resolvers(&context.resolvers)?;
+        self.interceptor
+            .set_relayed(&context.config.relayed_ports())
     }
 
     /// Enrols groups whose cgroup has come, and withdraws those whose cgroup has gone.
@@ -257,7 +389,7 @@ impl Groups {
         if let Some(gone) = wanted.enrolled.take() {
             match self.interceptor.withdraw(gone) {
                 // The counts are the group's, whatever its cgroup.
-                Ok(counted) => self.context.ledger.add(gone, counted),
+                Ok(counted) => self.live.current().ledger.add(gone, counted),
                 Err(error) => {
                     tracing::warn!(%error, group = %wanted.target, "its last cgroup could not be withdrawn");
                 }
@@ -276,24 +408,34 @@ impl Groups {
         if others.contains(&cgroup.id()) {
             return wanted.tell(TAKEN.to_owned());
         }
-        let enrolled = enrollment::enroll(
-            &mut self.interceptor,
-            &self.context.config,
-            &self.context.resolvers,
-            &cgroup,
-            wanted.settings,
-            false,
-        );
-        match enrolled {
+        match self.enroll_now(&cgroup, wanted.settings, false) {
             Ok(_) => {
                 wanted.trouble = None;
                 wanted.enrolled = Some(cgroup.id());
                 let before = wanted.counted.replace(cgroup.id());
-                self.context.ledger.count(cgroup.id(), before);
-                self.context.groups_changed.send_replace(());
+                let context = self.live.current();
+                context.ledger.count(cgroup.id(), before);
+                context.judge_again();
             }
             Err(error) => wanted.tell(error.to_string()),
         }
+    }
+
+    fn enroll_now(
+        &mut self,
+        cgroup: &Cgroup,
+        settings: abi::Group,
+        reset: bool,
+    ) -> Result<Option<Existing>, Error> {
+        let context = self.live.current();
+        enrollment::enroll(
+            &mut self.interceptor,
+            &context.config,
+            &context.resolvers,
+            cgroup,
+            settings,
+            reset,
+        )
     }
 
     fn answer(&mut self, request: Request, caller: u32) -> Result<Answered, String> {
@@ -314,7 +456,7 @@ impl Groups {
                     return Err("a canary is for observe mode: what is left out of it goes past mantled, and enforce lets nothing past".to_owned());
                 }
                 let on_daemon_down =
-                    on_daemon_down.unwrap_or(self.context.config.on_daemon_down_for(mode));
+                    on_daemon_down.unwrap_or(self.live.current().config.on_daemon_down_for(mode));
                 // As it is kept, whichever way it was typed.
                 let target = Target::parse(&target)?;
                 let revert = match revert_after {
@@ -337,6 +479,13 @@ impl Groups {
             Request::Confirm { target } => self.confirm(&target).map(Answered::from),
             Request::Exec { cgroup, mode } => self.lend(&cgroup, mode),
             Request::Withdraw { target } => self.withdraw(&target).map(Answered::from),
+            Request::Sessions { most } => Ok(Reply::Sessions(
+                self.live.current().ledger.newest(most.min(MOST_SESSIONS)),
+            )
+            .into()),
+            Request::Reload => block_in_place(|| self.reload()).map(Answered::from),
+            // See `take`.
+            Request::Upgrade => Err("an upgrade is not answered here".to_owned()),
             Request::Status => self
                 .status()
                 .map(|status| Reply::Status(Box::new(status)).into()),
@@ -347,7 +496,7 @@ impl Groups {
     fn admit(&self, caller: u32) -> Result<(), String> {
         let path = cgroup::of_process(caller)
             .map_err(|error| format!("the caller's cgroup cannot be told ({error}); refused"))?;
-        match self.context.flows.group_around(&path) {
+        match self.live.current().flows.group_around(&path) {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(format!(
                 "the caller is in {path}, which is enrolled; ask from outside of it"
@@ -410,18 +559,12 @@ impl Groups {
         wanted: &mut Wanted,
         reset: bool,
     ) -> Result<Option<Existing>, Error> {
-        let found = enrollment::enroll(
-            &mut self.interceptor,
-            &self.context.config,
-            &self.context.resolvers,
-            cgroup,
-            wanted.settings,
-            reset,
-        )?;
+        let found = self.enroll_now(cgroup, wanted.settings, reset)?;
         wanted.enrolled = Some(cgroup.id());
         wanted.counted = wanted.enrolled;
-        self.context.ledger.count(cgroup.id(), None);
-        self.context.groups_changed.send_replace(());
+        let context = self.live.current();
+        context.ledger.count(cgroup.id(), None);
+        context.judge_again();
         // A resolver that is enrolled is an agent like any other.
         for resolver in &mut self.wanted {
             if resolver.origin == Origin::Resolver && resolver.enrolled == wanted.enrolled {
@@ -459,7 +602,7 @@ impl Groups {
             self.interceptor.withdraw(id)?;
         }
         if let Some(id) = self.wanted.remove(index).counted {
-            self.context.ledger.forget(id);
+            self.live.current().ledger.forget(id);
         }
         Ok(())
     }
@@ -499,7 +642,7 @@ impl Groups {
             .any(|wanted| wanted.target == *target && wanted.origin == Origin::Configuration);
         if configured {
             return Err(format!(
-                "{target} is enrolled by the configuration file; change it there and restart mantled"
+                "{target} is enrolled by the configuration file; change it there and `mantled reload`"
             ));
         }
         Ok(())
@@ -525,7 +668,7 @@ impl Groups {
     }
 
     fn status(&self) -> Result<Status, String> {
-        let ledger = &self.context.ledger;
+        let ledger = &self.live.current().ledger.clone();
         let mut groups = Vec::new();
         for wanted in &self.wanted {
             if wanted.origin == Origin::Resolver {
@@ -568,7 +711,7 @@ impl Groups {
                 detached: missing.into_iter().map(str::to_owned).collect(),
                 tally: match wanted.counted {
                     Some(id) => {
-                        let counted = self.context.flows.counts(id).map_err(|error| {
+                        let counted = self.live.current().flows.counts(id).map_err(|error| {
                             format!("what the kernel counts cannot be read: {error}")
                         })?;
                         ledger.tally(id).plus(counted.into())
@@ -586,6 +729,20 @@ impl Groups {
             records_written: totals.written,
             records_dropped: totals.dropped,
             records_failing: ledger.sink().health() == mantled_record::Health::Failing,
+            records_missing: self
+                .completeness
+                .missing()
+                .map_err(|error| error.to_string())?,
+            resident_bytes: resident_bytes(),
+            ends: ledger.ends(),
+            kernel: self
+                .interceptor
+                .counters()
+                .read()
+                .map_err(|error| error.to_string())?
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
             groups,
         })
     }
@@ -604,4 +761,14 @@ fn enrolled(cgroup: Option<&Cgroup>, found: Option<Existing>) -> Reply {
         staying_with: named,
         listening: found.listening,
     }
+}
+
+/// Of this process (proc_pid_statm(5)).
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or_default();
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    pages * page.ok().flatten().map_or(4096, |size| size as u64)
 }

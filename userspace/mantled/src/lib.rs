@@ -30,16 +30,19 @@
 //!    ([`proxy::checks`]); where a route says so, the agent's TLS ends here instead, by the host's
 //!    authority ([`ca`]), and its server is `Verified`.
 //! 8. [`proxy::relay`] moves bytes in both directions. What observe mode alone has allowed ends when
-//!    its group is enforced ([`proxy::revocation`]).
+//!    its group is enforced, and what another configuration would plan otherwise when that is loaded
+//!    ([`proxy::revocation`]).
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
 //!    and its successor writes them as `aborted`.
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
 //! [`enrollment`] enrols a group, and [`groups`] knows which are to be, follows units from one
-//! cgroup to the next, and answers the [`admin`] socket, whose changes [`state`] keeps, for good or until
-//! they are to be confirmed; [`share`] is the part of a group's connections that a canary takes;
-//! [`app`] builds and joins the parts, binds everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
+//! cgroup to the next, reads the configuration again, and answers the [`admin`] socket, whose changes
+//! [`state`] keeps, for good or until they are to be confirmed; [`share`] is the part of a group's
+//! connections that a canary takes; [`app`] builds and joins the parts and binds everything, then
+//! [`daemon`] runs, until it stops or a [`handover`] gives everything to a new process; [`watchdog`]
+//! looks whether it does; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
 //! anything is touched; [`summary`] is a session in one line; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
@@ -51,11 +54,15 @@ pub mod admin;
 pub mod app;
 pub mod ca;
 pub mod cli;
+pub mod completeness;
 pub mod config;
+pub mod daemon;
 pub mod enrollment;
 pub mod error;
 pub mod groups;
+pub mod handover;
 pub mod identity;
+pub mod metrics;
 pub mod names;
 pub mod proxy;
 pub mod share;
@@ -64,3 +71,4 @@ pub mod summary;
 pub mod survey;
 pub mod time;
 pub mod tls;
+pub mod watchdog;

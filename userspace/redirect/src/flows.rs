@@ -182,12 +182,20 @@ impl Flows {
         Ok(None)
     }
 
-    /// The record of this connection is written.
+    /// The record of this connection is written. Was it one of the kernel's list?
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn settle(&self, id: u64) -> io::Result<()> {
-        self.0.sessions.remove(&id).map(drop)
+    pub fn settle(&self, id: u64) -> io::Result<bool> {
+        self.0.sessions.remove(&id)
+    }
+
+    /// How many connections lack a record, open ones included.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn count_unsettled(&self) -> io::Result<u64> {
+        Ok(self.0.sessions.keys()?.len() as u64)
     }
 
     /// Does this connection lack a record?

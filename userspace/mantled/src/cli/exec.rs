@@ -114,6 +114,8 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
         pins: None,
         debug: verbose > 1,
         copies: Some(copies),
+        lock: None,
+        predecessor: None,
     };
     let mut app = App::build(config, output, options)?;
     app.enroll(&cgroup, settings)?;

@@ -38,7 +38,7 @@ impl Groups {
         let target = Target::parse(path)?;
         let settings = enrollment::group(
             mode,
-            self.context.config.on_daemon_down_for(mode),
+            self.live.current().config.on_daemon_down_for(mode),
             mode.default_inbound(),
         );
         let cgroup = match &target {
@@ -54,8 +54,8 @@ impl Groups {
         // Before it is enrolled, so that no record is missed.
         let (lease, holder) = Lease::new(
             cgroup.id(),
-            self.context.flows.clone(),
-            self.context.ledger.clone(),
+            self.live.current().flows.clone(),
+            self.live.current().ledger.clone(),
         );
         let found = self
             .apply(&cgroup, &mut wanted, false)
