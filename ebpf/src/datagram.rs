@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use mantled_abi::{
-    Address, COUNT_DATAGRAM_REFUSED, COUNT_RELAYED, Config, EVENT_DATAGRAM_REFUSED, MAPPED,
+    Address, COUNT_DATAGRAM_REFUSED, COUNT_RELAYED, Config, EVENT_DATAGRAM_REFUSED, Flow, MAPPED,
     MODE_ENFORCE, Socket, Source, VERDICT_RELAYED,
 };
 
@@ -27,7 +27,7 @@ use crate::{
     egress::{Packet, full_socket},
     event::tell,
     group::{self, Enrolled},
-    maps::{CONFIG, DATAGRAMS, RELAYED, SOCKETS, count},
+    maps::{CONFIG, DATAGRAMS, RELAYED, SOCKETS, count, count_bypass_attempt},
 };
 
 const DNS: u32 = 53;
@@ -99,7 +99,13 @@ pub fn judge(
     {
         return relay(ctx, family, config, state);
     }
+    refuse_datagram(protocol, flow)
+}
+
+#[inline(always)]
+fn refuse_datagram(protocol: u32, flow: &Flow) -> i32 {
     count(COUNT_DATAGRAM_REFUSED);
+    count_bypass_attempt(flow.group);
     tell(EVENT_DATAGRAM_REFUSED, protocol, flow);
     refuse(EPERM)
 }
@@ -122,9 +128,7 @@ fn relay(ctx: &SockAddrContext, family: Family, config: &Config, state: &mut Soc
             && (known.flow.destination != flow.destination || known.flow.port != flow.port)
     });
     if other {
-        count(COUNT_DATAGRAM_REFUSED);
-        tell(EVENT_DATAGRAM_REFUSED, UDP, flow);
-        return refuse(EPERM);
+        return refuse_datagram(UDP, flow);
     }
     let listener: Address = if is_mapped(&flow.destination) {
         [0, 0, MAPPED, LOOPBACK4]

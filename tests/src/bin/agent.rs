@@ -111,6 +111,16 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             println!("{count}");
             Ok(())
         }
+        // Sends ARGUMENT datagrams, and counts those that are refused.
+        "flood" => {
+            let count: u32 = argument.parse().map_err(io::Error::other)?;
+            let socket = datagram(address)?;
+            let refused = (0..count)
+                .filter(|_| socket.send_to(b"x", address).is_err())
+                .count();
+            println!("{refused}");
+            Ok(())
+        }
         // "RATE WORDS": so many connections a second, each for the words and their echo, until its
         // input ends. Prints a line for each: how many milliseconds it took, and its error.
         "load" => load(address, argument),

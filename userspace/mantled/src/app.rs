@@ -307,6 +307,12 @@ impl App {
         let before = app.interceptor.enrolled()?;
         for id in &before {
             if !groups.iter().any(|(cgroup, _)| cgroup.id() == *id) {
+                if let Some((orphan, cgroup)) = Wanted::orphan(*id, &app.live.current().flows) {
+                    app.live.current().ledger.count(*id, None);
+                    groups.push((cgroup, orphan.settings));
+                    app.wanted.push(orphan);
+                    continue;
+                }
                 tracing::info!(
                     cgroup = id,
                     "withdrawn: the configuration does not enrol it any more"
@@ -341,6 +347,7 @@ impl App {
             &context.resolvers,
             cgroup,
             settings,
+            false,
         )?;
         Ok(())
     }

@@ -2,10 +2,7 @@
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use mantled_redirect::{
-    Counters, Flows, Peer,
-    events::{Events, Kind},
-};
+use mantled_redirect::{Counters, Flows, Peer, events::Events};
 use sd_notify::NotifyState;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -14,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    admin::{self, Reply},
+    admin::{self, Answered, Reply},
     app::{App, KILLED},
     completeness::Completeness,
     groups::{Groups, Upgrade},
@@ -92,7 +89,7 @@ impl App {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         tracing::info!("ready");
         let background = Background::default()
-            .with(log_events(events, ledger.clone()))
+            .with(log_events(events))
             .with(sweep(
                 flows.clone(),
                 ledger.clone(),
@@ -237,7 +234,7 @@ impl Life<'_> {
     async fn succeeded(
         &mut self,
         mut successor: Successor,
-        reply: oneshot::Sender<Result<Reply, String>>,
+        reply: oneshot::Sender<Result<Answered, String>>,
         groups: Groups,
     ) {
         let _ = sd_notify::notify(&[NotifyState::MainPid(successor.pid())]);
@@ -255,7 +252,8 @@ impl Life<'_> {
             version: successor.version.clone(),
             pid: successor.pid(),
             draining,
-        }));
+        }
+        .into()));
         let phase = self.phase.clone();
         let mut stop = self.stop.clone();
         // Not the context itself: records are written to the end when the last of it is gone.
@@ -340,7 +338,7 @@ async fn follow_trust(live: Live) {
 }
 
 /// Logs what the kernel programs refuse and drop.
-async fn log_events(mut events: Events, ledger: Ledger) {
+async fn log_events(mut events: Events) {
     let mut second = Instant::now();
     let (mut logged, mut suppressed) = (0, 0_u64);
     loop {
@@ -351,9 +349,6 @@ async fn log_events(mut events: Events, ledger: Ledger) {
                 return;
             }
         };
-        if matches!(event.kind, Kind::Dropped | Kind::DatagramRefused) {
-            ledger.bypass_attempt(event.group);
-        }
         if second.elapsed() >= Duration::from_secs(1) {
             if suppressed > 0 {
                 tracing::warn!(

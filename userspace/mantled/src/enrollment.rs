@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use mantled_redirect::{
     Interceptor, abi,
     cgroup::Cgroup,
-    existing::{self, Candidate, Existing},
+    existing::{self, Candidate, Existing, Fate},
 };
 
 use crate::config::{Config, Inbound, Mode, OnDown};
@@ -25,12 +25,13 @@ pub fn group(mode: Mode, on_down: OnDown, inbound: Inbound) -> abi::Group {
             Inbound::Refuse => abi::INBOUND_REFUSE,
             Inbound::Allow => abi::INBOUND_ALLOW,
         },
-        pad: 0,
+        left_out: 0,
     }
 }
 
-/// Enrols a group. In enforce mode connections that it has already are ended, so that the agent
-/// makes them again, through the proxy. Returns what was found; None where that could not be told.
+/// Enrols a group. In enforce mode, and with `reset`, connections that it has already are ended, so
+/// that the agent makes them again, through the proxy. Returns what was found; None where that could
+/// not be told.
 ///
 /// # Errors
 /// [`mantled_redirect::Error`].
@@ -40,6 +41,7 @@ pub fn enroll(
     resolvers: &[IpAddr],
     cgroup: &Cgroup,
     settings: abi::Group,
+    reset: bool,
 ) -> Result<Option<Existing>, mantled_redirect::Error> {
     let known = interceptor.enrolled()?.contains(&cgroup.id());
     interceptor.enroll(cgroup, settings)?;
@@ -51,15 +53,25 @@ pub fn enroll(
     let group = cgroup.path().display();
     tracing::info!(cgroup = %group, mode = if enforce { "enforce" } else { "observe" }, "enrolled");
     let allows_inbound = settings.inbound == abi::INBOUND_ALLOW;
-    let ends = |candidate| match candidate {
-        Candidate::ForeignListener => enforce && !allows_inbound,
+    let judge = |candidate| match candidate {
+        Candidate::ForeignListener if enforce && !allows_inbound => Fate::End,
+        Candidate::ForeignListener => Fate::Leave,
         // A daemon that starts again finds the connections that its predecessor has allowed.
-        Candidate::Connection { inbound: true, .. } if allows_inbound && known => false,
-        Candidate::Connection { peer, port, .. } => {
-            enforce && !is_excepted(config, resolvers, peer, port)
+        Candidate::Connection { inbound: true, .. } if allows_inbound && known => Fate::Leave,
+        Candidate::Connection { peer, .. }
+            if is_excepted(config, resolvers, peer.ip(), peer.port()) =>
+        {
+            Fate::Leave
         }
+        Candidate::Connection { .. } if enforce => Fate::End,
+        // What the proxy would not have carried either.
+        Candidate::Connection {
+            stream, inbound, ..
+        } if !stream || inbound => Fate::Leave,
+        Candidate::Connection { .. } if reset => Fate::End,
+        Candidate::Connection { .. } => Fate::Stay,
     };
-    let found = match existing::inspect(cgroup, ends) {
+    let found = match existing::inspect(cgroup, judge) {
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "sockets from before enrolment could not be ended; packets of the group's own are dropped");

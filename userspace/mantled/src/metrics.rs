@@ -122,8 +122,8 @@ async fn status(calls: &mpsc::Sender<Call>) -> Option<Status> {
         reply,
     };
     calls.send(call).await.ok()?;
-    match answered.await {
-        Ok(Ok(Reply::Status(status))) => Some(*status),
+    match answered.await.ok()?.ok()?.reply {
+        Reply::Status(status) => Some(*status),
         _ => None,
     }
 }

@@ -163,6 +163,16 @@ impl Cgroup {
         }
     }
 
+    /// The cgroup with this id; None: it is gone, or cannot be looked for.
+    pub fn of_id(id: u64) -> Option<Self> {
+        let root = Self::root().ok()?;
+        let path = root
+            .subtree()
+            .into_iter()
+            .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == id))?;
+        Self::open(&path).ok()
+    }
+
     /// Makes a cgroup below the one of this process. Its own has no controllers to share out
     /// (it holds a process), so the new one may hold processes as well.
     ///
@@ -180,6 +190,13 @@ impl Cgroup {
     /// Its id: the inode number, which the kernel programs know it by.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Its path below the hierarchy's root: `/system.slice/x.service`.
+    pub fn name(&self) -> String {
+        let root = mount_point().unwrap_or_default();
+        let below = self.path.strip_prefix(&root).unwrap_or(&self.path);
+        format!("/{}", below.display())
     }
 
     /// Its path in the file system.

@@ -8,7 +8,7 @@
 use std::{
     collections::HashSet,
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -44,6 +44,8 @@ pub struct Existing {
     pub foreign_listeners: Vec<u16>,
     /// Sockets that were ended.
     pub ended: usize,
+    /// The other ends of connections that stay as they are.
+    pub staying: Vec<SocketAddr>,
     /// Sockets that could not be ended, each with the reason.
     pub left: Vec<String>,
 }
@@ -54,9 +56,9 @@ pub enum Candidate {
     /// A connection, or a datagram socket that is connected.
     Connection {
         /// The other end.
-        peer: IpAddr,
-        /// Its port.
-        port: u16,
+        peer: SocketAddr,
+        /// It is TCP.
+        stream: bool,
         /// It came in to a server of the group's.
         inbound: bool,
     },
@@ -64,13 +66,24 @@ pub enum Candidate {
     ForeignListener,
 }
 
-/// Looks at the sockets of a group's processes, and ends those for which `ends` says so.
+/// What is to be done with a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is ended.
+    End,
+    /// It stays, and is told.
+    Stay,
+    /// It is as it should be.
+    Leave,
+}
+
+/// Looks at the sockets of a group's processes, and does with each what `judge` says.
 ///
 /// It sees the network namespace of the calling thread.
 ///
 /// # Errors
 /// As netlink(7).
-pub fn inspect(cgroup: &Cgroup, ends: impl Fn(Candidate) -> bool) -> io::Result<Existing> {
+pub fn inspect(cgroup: &Cgroup, judge: impl Fn(Candidate) -> Fate) -> io::Result<Existing> {
     let inodes = socket_inodes(cgroup);
     let mut existing = Existing::default();
     if inodes.is_empty() {
@@ -110,15 +123,22 @@ pub fn inspect(cgroup: &Cgroup, ends: impl Fn(Candidate) -> bool) -> io::Result<
             Candidate::ForeignListener
         } else if found.peer_port != 0 {
             Candidate::Connection {
-                peer: found.peer,
-                port: found.peer_port,
+                peer: SocketAddr::new(found.peer, found.peer_port),
+                stream: *protocol == libc::IPPROTO_TCP as u8,
                 inbound: served.contains(&found.local_port),
             }
         } else {
             continue;
         };
-        if !ends(candidate) {
-            continue;
+        match judge(candidate) {
+            Fate::End => {}
+            Fate::Stay => {
+                if let Candidate::Connection { peer, .. } = candidate {
+                    existing.staying.push(peer);
+                }
+                continue;
+            }
+            Fate::Leave => continue,
         }
         match destroy(&netlink, *family, *protocol, &found.id) {
             Ok(()) => existing.ended += 1,

@@ -21,6 +21,7 @@ mod link;
 mod listener;
 mod map;
 mod names;
+pub mod neighbours;
 mod object;
 mod pins;
 pub mod spawn;

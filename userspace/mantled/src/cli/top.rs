@@ -334,6 +334,9 @@ mod tests {
                 }],
                 kernel: Default::default(),
                 groups: vec![GroupStatus {
+                    canary: crate::share::Share::ALL,
+                    reverts_in_s: None,
+                    reverts_to: None,
                     target: "shipper.service".to_owned(),
                     origin: "command".to_owned(),
                     mode: Mode::Enforce,

@@ -11,7 +11,11 @@ use std::{
 };
 
 use mantled_record::{Path, Process, SessionRecord, Sink, Verdict};
-use mantled_redirect::{Peer, abi, sys};
+use mantled_redirect::{
+    Peer,
+    abi::{self, GroupCounts},
+    sys,
+};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -40,6 +44,8 @@ struct Shared {
     opened: AtomicU64,
     /// By the id of the group; of those alone that are counted, so that they do not grow.
     tallies: Mutex<HashMap<u64, Tally>>,
+    /// Who wants copies of a group's records, and how many were too many.
+    watchers: Mutex<HashMap<u64, (mpsc::Sender<SessionRecord>, u64)>>,
     /// How sessions have ended.
     ends: Mutex<HashMap<End, u64>>,
     /// Refusals that were logged, and since when: see [`LOGGED`].
@@ -114,6 +120,10 @@ impl Shared {
         }
         *count += 1;
         *count <= LOGGED
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, HashMap<u64, (mpsc::Sender<SessionRecord>, u64)>> {
+        lock(&self.watchers)
     }
 }
 
@@ -233,11 +243,23 @@ impl Ledger {
         self.shared.tallies().remove(&group);
     }
 
-    /// The kernel has refused something that this group sent past the proxy.
-    pub fn bypass_attempt(&self, group: u64) {
+    /// Adds to the counts of this group what the kernel has counted of a cgroup that it had.
+    pub fn add(&self, group: u64, counted: GroupCounts) {
         if let Some(tally) = self.shared.tallies().get_mut(&group) {
-            tally.bypass_attempts += 1;
+            *tally = tally.plus(Tally::from(counted));
         }
+    }
+
+    /// Sends copies of this group's records to `copies` from now on. It waits for nobody: what is not
+    /// taken in time is counted.
+    pub fn watch(&self, group: u64, copies: mpsc::Sender<SessionRecord>) {
+        self.shared.watchers().insert(group, (copies, 0));
+    }
+
+    /// Ends what [`Self::watch`] began; how many were not taken in time.
+    pub fn unwatch(&self, group: u64) -> u64 {
+        let watcher = self.shared.watchers().remove(&group);
+        watcher.map_or(0, |(_, missed)| missed)
     }
 
     /// Opens the session of a redirected connection.
@@ -427,6 +449,14 @@ impl Drop for Session {
         lock(&self.ledger.shared.live).remove(&self.serial);
         self.ledger.shared.ended(&self.record);
         self.record.duration_ms = self.started.elapsed().as_millis() as u64;
+        // Before the record is written: then the kernel's entry of the connection goes, and with it
+        // what says that there is a copy to come.
+        if let Some(group) = self.group
+            && let Some((copies, missed)) = self.ledger.shared.watchers().get_mut(&group)
+            && copies.try_send(self.record.clone()).is_err()
+        {
+            *missed += 1;
+        }
         self.ledger.sink.submit(self.record.to_line(), self.flow);
         if let Some(copies) = &self.ledger.copies {
             // The reader may have gone; the record itself is with the sink.
