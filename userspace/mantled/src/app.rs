@@ -28,6 +28,7 @@ use crate::{
     config::{Bypass, Config, OnFailure, Target},
     enrollment,
     groups::{Groups, Origin, TAKEN, Wanted},
+    helper::Helper,
     names::Names,
     proxy::{
         self, Context,
@@ -79,6 +80,8 @@ impl From<mantled_redirect::Error> for StartError {
 pub struct Options {
     /// Where maps and links outlive the process; None: they end with it.
     pub pins: Option<Pins>,
+    /// Who looks at processes.
+    pub helper: Helper,
     /// Kernel programs log what they do.
     pub debug: bool,
     /// Gets a copy of every session's record.
@@ -232,6 +235,7 @@ impl App {
             config,
             connectors: LiveConnectors::new(connectors),
             flows,
+            helper: options.helper,
             names: Arc::new(names),
             resolvers,
             netns,
@@ -328,6 +332,7 @@ impl App {
             &context.resolvers,
             cgroup,
             settings,
+            &context.helper,
         )?;
         Ok(())
     }

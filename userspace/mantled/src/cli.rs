@@ -10,6 +10,7 @@ mod doctor;
 mod enroll;
 mod exec;
 mod guard;
+mod helper;
 mod run;
 mod status;
 mod survey;
@@ -56,6 +57,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Detach every program and remove every pin, also of a dead daemon.
     Detach(detach::Arguments),
+    /// Look at processes for a daemon that must not; started by mantled-helper.socket.
+    Helper(helper::Arguments),
     /// Keeps `exec`'s programs attached until its processes are gone.
     #[command(hide = true)]
     Guard(guard::Arguments),
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),
+        Command::Helper(command) => helper::run(&command),
         Command::Guard(command) => guard::run(&command),
     };
     match result {

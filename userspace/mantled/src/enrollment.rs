@@ -1,14 +1,28 @@
 //! Enrolling a group: what happens to the connections that it has.
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
-use mantled_redirect::{
-    Interceptor, abi,
-    cgroup::Cgroup,
-    existing::{self, Candidate, Existing},
+use mantled_redirect::{Interceptor, abi, cgroup::Cgroup, existing::Socket};
+
+use crate::{
+    config::{Config, Inbound, Mode, OnDown},
+    helper::{End, Helper},
 };
 
-use crate::config::{Config, Inbound, Mode, OnDown};
+/// What was found in a group that is enrolled.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Existing {
+    /// Local ports on which the group's servers listen, beyond loopback.
+    pub listening: Vec<u16>,
+    /// Those of them whose sockets were made in another cgroup.
+    pub foreign_listeners: Vec<u16>,
+    /// Sockets that were ended.
+    pub ended: usize,
+    /// Sockets that could not be ended, each with the reason.
+    pub left: Vec<String>,
+    /// Processes whose sockets could not be looked at.
+    pub hidden: usize,
+}
 
 /// The kernel's form of how a group is enrolled.
 pub fn group(mode: Mode, on_down: OnDown, inbound: Inbound) -> abi::Group {
@@ -40,6 +54,7 @@ pub fn enroll(
     resolvers: &[IpAddr],
     cgroup: &Cgroup,
     settings: abi::Group,
+    helper: &Helper,
 ) -> Result<Option<Existing>, mantled_redirect::Error> {
     let known = interceptor.enrolled()?.contains(&cgroup.id());
     interceptor.enroll(cgroup, settings)?;
@@ -51,15 +66,15 @@ pub fn enroll(
     let group = cgroup.path().display();
     tracing::info!(cgroup = %group, mode = if enforce { "enforce" } else { "observe" }, "enrolled");
     let allows_inbound = settings.inbound == abi::INBOUND_ALLOW;
-    let ends = |candidate| match candidate {
-        Candidate::ForeignListener => enforce && !allows_inbound,
+    let ends = |socket| match socket {
+        Socket::Listener { foreign, .. } => foreign && enforce && !allows_inbound,
         // A daemon that starts again finds the connections that its predecessor has allowed.
-        Candidate::Connection { inbound: true, .. } if allows_inbound && known => false,
-        Candidate::Connection { peer, port, .. } => {
+        Socket::Connection { inbound: true, .. } if allows_inbound && known => false,
+        Socket::Connection { peer, port, .. } => {
             enforce && !is_excepted(config, resolvers, peer, port)
         }
     };
-    let found = match existing::inspect(cgroup, ends) {
+    let found = match end_existing(helper, cgroup, ends) {
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "sockets from before enrolment could not be ended; packets of the group's own are dropped");
@@ -78,6 +93,13 @@ pub fn enroll(
             "could not end a socket from before enrolment"
         );
     }
+    if found.hidden > 0 {
+        tracing::warn!(
+            cgroup = %group,
+            processes = found.hidden,
+            "sockets from before enrolment could not be looked at; packets of the group's own are dropped"
+        );
+    }
     if enforce && !allows_inbound && !found.listening.is_empty() {
         tracing::warn!(
             cgroup = %group,
@@ -94,6 +116,45 @@ pub fn enroll(
         );
     }
     Ok(Some(found))
+}
+
+/// Looks at the sockets of a group's processes, and ends those for which `ends` says so.
+fn end_existing(
+    helper: &Helper,
+    cgroup: &Cgroup,
+    ends: impl Fn(Socket) -> bool,
+) -> io::Result<Existing> {
+    let sockets = helper.sockets(cgroup)?;
+    let found = sockets.found();
+    let mut existing = Existing {
+        hidden: sockets.hidden(),
+        ..Existing::default()
+    };
+    for socket in &found {
+        if let Socket::Listener { port, foreign } = *socket {
+            existing.listening.push(port);
+            if foreign {
+                existing.foreign_listeners.push(port);
+            }
+        }
+    }
+    for ports in [&mut existing.listening, &mut existing.foreign_listeners] {
+        ports.sort_unstable();
+        ports.dedup();
+    }
+    let (places, ending): (Vec<usize>, Vec<Socket>) = found
+        .into_iter()
+        .enumerate()
+        .filter(|(_, socket)| ends(*socket))
+        .unzip();
+    for (socket, end) in ending.iter().zip(sockets.end(&places)) {
+        match end {
+            End::Ended => existing.ended += 1,
+            End::Gone => {}
+            End::Failed(error) => existing.left.push(format!("{socket:?}: {error}")),
+        }
+    }
+    Ok(existing)
 }
 
 /// What an enforced group may reach past the proxy.

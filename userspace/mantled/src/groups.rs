@@ -5,10 +5,7 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use mantled_redirect::{
-    Error, Interceptor, abi,
-    cgroup::{self, Cgroup},
-};
+use mantled_redirect::{Error, Interceptor, abi, cgroup::Cgroup};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -224,6 +221,7 @@ impl Groups {
             &self.context.resolvers,
             &cgroup,
             wanted.settings,
+            &self.context.helper,
         );
         match enrolled {
             Ok(_) => {
@@ -262,8 +260,10 @@ impl Groups {
 
     /// Nobody inside of an enrolled group may change what holds for it, root or not.
     fn admit(&self, caller: u32) -> Result<(), String> {
-        let path = cgroup::of_process(caller)
-            .map_err(|error| format!("the caller's cgroup cannot be told ({error}); refused"))?;
+        let path =
+            self.context.helper.cgroup_of(caller).map_err(|error| {
+                format!("the caller's cgroup cannot be told ({error}); refused")
+            })?;
         match self.context.flows.group_around(&path) {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(format!(
@@ -304,6 +304,7 @@ impl Groups {
                 &self.context.resolvers,
                 cgroup,
                 new.settings,
+                &self.context.helper,
             )
             .map_err(|error| error.to_string())?;
             new.enrolled = Some(cgroup.id());

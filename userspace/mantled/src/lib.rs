@@ -39,7 +39,8 @@
 //! [`enrollment`] enrols a group, and [`groups`] knows which are to be, follows units from one
 //! cgroup to the next, and answers the [`admin`] socket, whose changes [`state`] keeps; [`app`] builds and joins the parts, binds
 //! everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
-//! anything is touched; [`cli`] is the command line.
+//! anything is touched; [`helper`] does what needs more privilege, in a process of its own; [`cli`]
+//! is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its
@@ -54,6 +55,7 @@ pub mod config;
 pub mod enrollment;
 pub mod error;
 pub mod groups;
+pub mod helper;
 pub mod identity;
 pub mod names;
 pub mod proxy;

@@ -41,7 +41,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{config::Config, names::Names, tls::LiveConnectors};
+use crate::{config::Config, helper::Helper, names::Names, tls::LiveConnectors};
 use checks::Checks;
 use data_channels::DataChannels;
 use ledger::Ledger;
@@ -62,6 +62,8 @@ pub struct Context {
     pub connectors: LiveConnectors,
     /// The kernel's list of redirected connections.
     pub flows: Flows,
+    /// Who looks at processes.
+    pub helper: Helper,
     /// Which names the agents asked for.
     pub names: Arc<Names>,
     /// Whom enrolled groups may ask for names.

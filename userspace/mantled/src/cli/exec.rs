@@ -32,6 +32,7 @@ use crate::{
     app::{App, Options, open_log},
     config::{Config, Mode},
     enrollment::group,
+    helper::Helper,
 };
 
 /// Exit code of a command that cannot be started, as shells have it.
@@ -96,6 +97,7 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
     let (copies, records) = mpsc::unbounded_channel();
     let options = Options {
         pins: None,
+        helper: Helper::Local,
         debug: verbose > 1,
         copies: Some(copies),
     };

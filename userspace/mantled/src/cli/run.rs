@@ -17,6 +17,7 @@ use super::{Exit, load, runtime};
 use crate::{
     app::{self, App, Options},
     config::DEFAULT_PATH,
+    helper::Helper,
 };
 
 /// One daemon a host: two would take the pins from each other.
@@ -28,6 +29,10 @@ pub(super) struct Arguments {
     /// Configuration file.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+    /// Ask the `mantled helper` at this socket about processes, rather than looking at them with
+    /// privileges of this process.
+    #[arg(long, value_name = "SOCKET")]
+    helper: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
@@ -36,6 +41,7 @@ pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
     let _lock = lock()?;
     let options = Options {
         pins: Some(Pins::default()),
+        helper: Helper::at(arguments.helper.as_deref()),
         debug: verbose > 1,
         copies: None,
     };

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::{
     admin::Tally,
     error::{Cause, Failure},
+    identity,
     names::Found,
 };
 
@@ -186,13 +187,7 @@ impl Ledger {
         let started = SystemTime::now() - std::time::Duration::from_nanos(age);
         let mut record = new_record(started);
         describe(&mut record, peer);
-        record.process = Some(Process {
-            pid: peer.flow.pid,
-            name: mantled_redirect::events::text(&peer.flow.comm),
-            uid: peer.flow.uid,
-            gid: peer.flow.gid,
-            ..Process::default()
-        });
+        record.process = Some(identity::of_kernel(peer));
         record.verdict = Verdict::Aborted;
         record.error = Some(Cause::Stopped.name());
         record.reason = Some(reason.to_owned());
