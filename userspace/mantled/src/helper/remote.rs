@@ -51,6 +51,8 @@ pub struct Remote {
     /// Connections that nobody uses now.
     idle: Mutex<Vec<OwnedFd>>,
     health: Mutex<Health>,
+    /// Until when nobody asks for sockets: groups must not wait for a helper that hangs one by one.
+    unlistable_until: Mutex<Option<Instant>>,
     paths: Mutex<HashMap<u64, String>>,
 }
 
@@ -91,6 +93,7 @@ impl Remote {
             asking: Semaphore::new(ASKING),
             idle: Mutex::default(),
             health: Mutex::default(),
+            unlistable_until: Mutex::default(),
             paths: Mutex::default(),
         }
     }
@@ -132,6 +135,19 @@ impl Remote {
     }
 
     pub(super) fn sockets(&self, cgroup: u64) -> io::Result<Conversation> {
+        let mut unlistable_until = lock(&self.unlistable_until);
+        if unlistable_until.is_some_and(|until| Instant::now() < until) {
+            return Err(io::Error::other("the helper does not answer"));
+        }
+        let listed = self.list(cgroup);
+        *unlistable_until = match &listed {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(Instant::now() + PAUSE),
+            _ => None,
+        };
+        listed
+    }
+
+    fn list(&self, cgroup: u64) -> io::Result<Conversation> {
         let mut conversation = Conversation {
             connection: self.connect(SOCKET_PATIENCE)?,
             sockets: Vec::new(),
