@@ -2,14 +2,13 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use mantled_tests::{
-    Daemon, Group, Lab, SITE_V4, Server, eventually, lab, mantled, run, succeed, wait,
+    Daemon, Group, Held, Lab, SITE_V4, Server, eventually, lab, mantled, run, succeed,
 };
 use serde_json::Value;
 
@@ -20,20 +19,6 @@ fn agent(lab: &Lab, group: &Group, server: &Server) -> Result<bool> {
     let mut command = group.command(&lab.host, AGENT);
     command.args(["echo", &address, "some words"]);
     Ok(run(&mut command, Duration::from_secs(10))?.status.success())
-}
-
-/// An agent with a session that has carried something.
-fn hold(lab: &Lab, group: &Group, server: &Server) -> Result<Child> {
-    let mut held = group
-        .command(&lab.host, AGENT)
-        .args(["many", &server.address.to_string(), "1"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut opened = String::new();
-    BufReader::new(held.stdout.take().context("no pipe")?).read_line(&mut opened)?;
-    ensure!(opened == "open\n", "{opened}");
-    Ok(held)
 }
 
 fn ask(arguments: &[&str]) -> Result<Output> {
@@ -85,7 +70,7 @@ fn a_group_is_enrolled_watched_and_withdrawn() -> Result<()> {
     assert!(agent(&lab, &group, &tls)?);
 
     // Enforcing ends what is open in clear.
-    let mut held = hold(&lab, &group, &plain)?;
+    let held = Held::open(&lab, &group, AGENT, plain.address, 1)?;
     let printed = told(&["enroll", &group_name, "--mode", "enforce"])?;
     assert!(printed.contains("is enrolled in enforce mode"), "{printed}");
     assert!(!agent(&lab, &group, &plain)?, "enforce refuses clear text");
@@ -96,8 +81,7 @@ fn a_group_is_enrolled_watched_and_withdrawn() -> Result<()> {
         .find(|record| record["error.type"] == "mode_changed")
         .ok_or_else(|| anyhow::anyhow!("the session in clear goes on: {records:#?}"))?;
     assert_eq!(cut["mantled.path"], "exposed");
-    held.kill()?;
-    wait(held, Duration::from_secs(5))?;
+    assert!(held.finish().is_err());
     let mut datagram = group.command(&lab.host, AGENT);
     datagram.args(["datagram", "10.99.0.2:9", "x"]);
     assert!(
@@ -226,7 +210,7 @@ fn a_group_below_is_enforced_with_the_sessions_that_it_has() -> Result<()> {
     let outer = Group::new()?;
     let inner = Group::named(&format!("{}/inner", name(&outer).trim_start_matches('/')))?;
     let daemon = Daemon::start(&lab, &outer, "observe", "")?;
-    let mut held = hold(&lab, &inner, &plain)?;
+    let held = Held::open(&lab, &inner, AGENT, plain.address, 1)?;
     told(&[
         "enroll",
         &format!("{}/inner", name(&outer)),
@@ -235,8 +219,7 @@ fn a_group_below_is_enforced_with_the_sessions_that_it_has() -> Result<()> {
     ])?;
     let records = daemon.settled_records(1)?;
     assert_eq!(records[0]["error.type"], "mode_changed", "{records:#?}");
-    held.kill()?;
-    held.wait()?;
+    assert!(held.finish().is_err());
     assert!(!agent(&lab, &inner, &plain)?);
     assert!(agent(&lab, &outer, &plain)?, "the group above is observed");
     Ok(())

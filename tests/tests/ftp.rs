@@ -92,7 +92,13 @@ fn there_and_back(host: &str, mode: &str) -> Result<()> {
     ensure!(wire.len() > 100_000_000, "{} bytes captured", wire.len());
     assert_clean(
         &wire,
-        &[NEEDLE, "needle-password", "needle-pasv", "PASS ", "LIST\r\n"],
+        &[
+            NEEDLE,
+            "needle-password",
+            "needle-pasv",
+            "PASS ",
+            "LIST\r\n",
+        ],
     )?;
     // The control connection, both files, the listing.
     let records = daemon.settled_records(4)?;

@@ -103,7 +103,10 @@ fn amqp_with_rabbitmq() -> Result<()> {
     );
     let wire = capture.finish()?;
     ensure!(wire.len() > 10_000_000, "captured: {} bytes", wire.len());
-    assert_clean(&wire, &[NEEDLE, "AMQP\0\0\t\u{1}", "PLAIN", &"m".repeat(40)])?;
+    assert_clean(
+        &wire,
+        &[NEEDLE, "AMQP\0\0\t\u{1}", "PLAIN", &"m".repeat(40)],
+    )?;
     let records = daemon.settled_records(1)?;
     assert_verified(&records, "amqp");
     assert_eq!(records[0]["network.peer.port"], 5671);

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use mantled_tests::{
     Capture, Daemon, Group, SITE_V4, Server, assert_clean, lab, mantled, run, succeed,
 };

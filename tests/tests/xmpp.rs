@@ -48,7 +48,14 @@ fn slixmpp_reaches_a_server_that_wants_encryption() -> Result<()> {
     // The domain is told to the server before it has proven anything, and nothing else.
     assert_clean(
         &wire,
-        &["needle", "alice", "bob@site", "long long", "<auth", "<message"],
+        &[
+            "needle",
+            "alice",
+            "bob@site",
+            "long long",
+            "<auth",
+            "<message",
+        ],
     )?;
     for record in daemon.settled_records(2)? {
         assert_eq!(record["mantled.path"], "verified", "{record:#}");

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
+    signal::unix::{SignalKind, signal},
     sync::{Semaphore, mpsc, oneshot},
     time::{sleep, timeout},
 };
@@ -30,6 +31,9 @@ const REQUEST_BYTES: u64 = 64 << 10;
 
 /// How long a caller may take to ask, and to take its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the daemon may take to answer: a successor that prepares itself reads every file.
+const LONGEST_ANSWER: Duration = Duration::from_secs(90);
 
 /// Callers at once.
 const CALLERS: usize = 16;
@@ -56,6 +60,10 @@ pub enum Request {
     },
     /// What is enrolled, and how it goes.
     Status,
+    /// Read the configuration again.
+    Reload,
+    /// Start the program that is installed now, and have it take over.
+    Upgrade,
 }
 
 /// What is answered.
@@ -75,6 +83,20 @@ pub enum Reply {
     Withdrawn {},
     /// How it goes.
     Status(Box<Status>),
+    /// The configuration of now is that of the file.
+    Reloaded {
+        /// What waits for a restart, or could not be done.
+        notes: Vec<String>,
+    },
+    /// Another process serves now.
+    Upgraded {
+        /// The new process's version.
+        version: String,
+        /// The new process.
+        pid: u32,
+        /// Sessions that go on to their end in the old one.
+        draining: usize,
+    },
 }
 
 /// How the daemon goes.
@@ -182,11 +204,20 @@ pub struct Socket {
 
 impl Socket {
     /// Makes it, for root and the daemon's user. The caller has seen to it that no other daemon
-    /// runs, so what is there already is of a dead one.
+    /// answers there, so what is there already is of a dead one.
     ///
     /// # Errors
-    /// As bind(2).
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    /// What cannot be done, and what to do about it.
+    pub fn bind(path: &Path) -> Result<Self, String> {
+        Self::try_bind(path).map_err(|error| {
+            format!(
+                "the admin socket {} cannot be made: {error}; make its directory writable for mantled, or set [admin] socket",
+                path.display()
+            )
+        })
+    }
+
+    fn try_bind(path: &Path) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -228,8 +259,7 @@ impl Socket {
                 Ok((stream, _)) => {
                     let calls = calls.clone();
                     tokio::spawn(async move {
-                        // One who does not ask or listen in time is left alone.
-                        let _ = timeout(PATIENCE, converse(stream, &calls)).await;
+                        let _ = converse(stream, &calls).await;
                         drop(permit);
                     });
                 }
@@ -248,6 +278,32 @@ impl Drop for Socket {
     }
 }
 
+/// SIGHUP is `mantled reload` without an answer. Never ends; `answers`: there is a daemon.
+pub async fn on_hangup(answers: bool, calls: mpsc::Sender<Call>) {
+    let hangups = answers.then(|| signal(SignalKind::hangup())).transpose();
+    let mut hangups = match hangups {
+        Ok(Some(hangups)) => hangups,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP does nothing");
+            return;
+        }
+    };
+    while hangups.recv().await.is_some() {
+        let (reply, answered) = oneshot::channel();
+        let call = Call {
+            request: Request::Reload,
+            caller: std::process::id(),
+            reply,
+        };
+        if calls.send(call).await.is_err() {
+            return;
+        }
+        // What has come of it is in the log.
+        let _ = answered.await;
+    }
+}
+
 async fn converse(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<()> {
     let answer = match answer(&mut stream, calls).await {
         Ok(reply) => Answer::Ok(reply),
@@ -255,7 +311,8 @@ async fn converse(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Res
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    stream.write_all(&line).await
+    // One who does not ask or listen in time is left alone.
+    timeout(PATIENCE, stream.write_all(&line)).await?
 }
 
 async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>) -> Result<Reply, String> {
@@ -266,9 +323,10 @@ async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>) -> Result<R
         _ => return Err("only root may ask; use sudo".to_owned()),
     };
     let mut line = Vec::new();
-    tokio::io::BufReader::new(stream.take(REQUEST_BYTES))
-        .read_until(b'\n', &mut line)
+    let mut reader = tokio::io::BufReader::new(stream.take(REQUEST_BYTES));
+    timeout(PATIENCE, reader.read_until(b'\n', &mut line))
         .await
+        .map_err(|_| "the request did not come in time".to_owned())?
         .map_err(|error| error.to_string())?;
     let request = serde_json::from_slice(&line).map_err(|error| {
         format!("the request is not understood ({error}); use the mantled of the daemon's version")
@@ -303,7 +361,7 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply, String> {
     };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
     stream
-        .set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))
+        .set_read_timeout(Some(LONGEST_ANSWER))
         .map_err(failed)?;
     let mut line = serde_json::to_vec(request).map_err(|error| error.to_string())?;
     line.push(b'\n');

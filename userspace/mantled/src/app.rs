@@ -5,33 +5,27 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     net::IpAddr,
+    os::fd::OwnedFd,
     path::Path,
     sync::Arc,
     thread::JoinHandle,
-    time::Duration,
 };
 
 use ipnet::IpNet;
 use mantled_record::{SessionRecord, Sink};
-use mantled_redirect::{
-    Counters, Interceptor, Listeners, Pins, abi,
-    cgroup::Cgroup,
-    events::{Events, Kind},
-};
-use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, timeout},
-};
+use mantled_redirect::{Interceptor, Listeners, Pins, abi, cgroup::Cgroup};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     admin,
     config::{Bypass, Config, OnFailure, Target},
     enrollment,
-    groups::{Groups, Origin, TAKEN, Wanted},
+    groups::{Origin, TAKEN, Wanted},
+    handover::{Inheritance, Predecessor},
     helper::Helper,
     names::Names,
     proxy::{
-        self, Context,
+        Context, Live,
         checks::Checks,
         data_channels::DataChannels,
         ledger::{Ledger, Owed},
@@ -40,16 +34,11 @@ use crate::{
     },
     state::StateFile,
     tls::{Connectors, LiveConnectors},
+    watchdog::Probes,
 };
 
-/// How often connections that never reached accept() are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
-
-/// How long a daemon that stops waits for its last records to be written.
-const LAST_WRITE: Duration = Duration::from_secs(10);
-
-/// Events of the kernel that are logged a second; the rest is counted.
-const LOGGED_EVENTS: u32 = 20;
+/// Why a record is one of a session that was lost.
+pub(crate) const KILLED: &str = "the daemon that served this session was killed";
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -86,18 +75,24 @@ pub struct Options {
     pub debug: bool,
     /// Gets a copy of every session's record.
     pub copies: Option<mpsc::UnboundedSender<SessionRecord>>,
+    /// The host's lock, for a daemon that nobody precedes.
+    pub lock: Option<OwnedFd>,
+    /// The daemon from which this one takes over.
+    pub predecessor: Option<Predecessor>,
 }
 
 /// A daemon that is ready to run.
 pub struct App {
     /// The kernel side.
     pub interceptor: Interceptor,
-    context: Arc<Context>,
-    listeners: Listeners,
-    wanted: Vec<Wanted>,
+    pub(crate) live: Live,
+    pub(crate) listeners: Listeners,
+    pub(crate) wanted: Vec<Wanted>,
     /// None: nobody asks (`mantled exec`).
-    socket: Option<admin::Socket>,
-    writer: JoinHandle<()>,
+    pub(crate) socket: Option<admin::Socket>,
+    pub(crate) writer: JoinHandle<()>,
+    pub(crate) lock: Option<OwnedFd>,
+    pub(crate) predecessor: Option<Predecessor>,
 }
 
 impl std::fmt::Debug for App {
@@ -119,7 +114,11 @@ impl App {
         output: Box<dyn Write + Send>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let fresh = options.pins.clone().filter(|pins| !pins.exist());
+        // A predecessor's are not ours to remove, whatever it has done with them.
+        let fresh = options
+            .pins
+            .clone()
+            .filter(|pins| !pins.exist() && options.predecessor.is_none());
         Self::try_build(config, output, options).inspect_err(|_| {
             if let Some(pins) = fresh
                 && let Err(error) = pins.remove()
@@ -137,27 +136,15 @@ impl App {
         let connectors = Connectors::new(&config).map_err(StartError::Configuration)?;
         let mut wanted = Vec::new();
         for enrollment in config.enrollments() {
-            let settings = enrollment::group(
-                enrollment.mode(),
-                enrollment.on_daemon_down(),
-                enrollment.inbound(),
-            );
             // Units come and go; a cgroup that is not there is a mistake.
             if let Target::Cgroup(path) = enrollment.target() {
                 Cgroup::open(Path::new(path.as_str()))?.check_enrollable()?;
             }
-            wanted.push(Wanted {
-                target: enrollment.target().clone(),
-                settings,
-                origin: Origin::Configuration,
-                enrolled: None,
-                counted: None,
-                trouble: None,
-            });
+            wanted.push(Wanted::configured(enrollment));
         }
         // `mantled exec` is nobody's daemon: it has no state, and is not asked.
         let daemon = options.pins.is_some();
-        let socket = if daemon {
+        if daemon {
             let kept = StateFile::in_directory(config.state_dir())
                 .load()
                 .map_err(StartError::Configuration)?;
@@ -169,19 +156,8 @@ impl App {
                     wanted.push(saved);
                 }
             }
-            let path = &config.admin().socket;
-            let socket = admin::Socket::bind(path).map_err(|error| {
-                StartError::Configuration(format!(
-                    "the admin socket {} cannot be made: {error}; make its directory writable for mantled, or set [admin] socket",
-                    path.display()
-                ))
-            })?;
-            Some(socket)
-        } else {
-            None
-        };
+        }
 
-        let listeners = Listeners::bind(config.listen_port())?;
         let mut interceptor = Interceptor::load(options.pins)?;
         let flows = interceptor.flows();
         let owed = Owed::default();
@@ -206,20 +182,43 @@ impl App {
             .map_err(|error| failed("starting the record writer", &error))?;
         let ledger = Ledger::new(sink, owed, options.copies);
 
-        // What an earlier daemon left: its connections are gone, and their records are owed.
-        flows
-            .forget_waiting(true)
-            .map_err(|error| failed("the kernel's list of flows", &error))?;
-        for peer in flows
-            .unsettled()
-            .map_err(|error| failed("the kernel's list of flows", &error))?
-        {
-            ledger.write_lost(&peer, "the daemon that served this session was killed");
-        }
+        // Up to here nothing has changed for anybody.
+        let (listeners, lock) = match &options.predecessor {
+            Some(predecessor) => {
+                let Inheritance {
+                    streams,
+                    datagrams,
+                    lock,
+                } = predecessor
+                    .inherit()
+                    .map_err(|error| failed("taking over", &error))?;
+                let listeners = Listeners::inherit(streams, datagrams)
+                    .map_err(|error| failed("taking over", &error))?;
+                (listeners, Some(lock))
+            }
+            None => {
+                let listeners = Listeners::bind(config.listen_port())?;
+                // What an earlier daemon left: its connections are gone, and their records are
+                // owed.
+                flows
+                    .forget_waiting(true)
+                    .map_err(|error| failed("the kernel's list of flows", &error))?;
+                for peer in flows
+                    .unsettled()
+                    .map_err(|error| failed("the kernel's list of flows", &error))?
+                {
+                    ledger.write_lost(&peer, KILLED);
+                }
+                (listeners, options.lock)
+            }
+        };
+        let socket = if daemon {
+            Some(admin::Socket::bind(&config.admin().socket).map_err(StartError::Configuration)?)
+        } else {
+            None
+        };
         interceptor.set_bypass(&bypass_entries(config.bypasses()))?;
-        let resolvers = config
-            .dns()
-            .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        let resolvers = resolvers(&config);
         interceptor.set_resolvers(&resolvers)?;
         interceptor.set_relayed(&config.relayed_ports())?;
         interceptor.serve(&listeners, options.debug)?;
@@ -231,29 +230,33 @@ impl App {
         let netns = listeners
             .netns()
             .map_err(|error| failed("SO_NETNS_COOKIE", &error))?;
-        let context = Arc::new(Context {
-            config,
+        let config = Arc::new(config);
+        let live = Live::new(Context {
             connectors: LiveConnectors::new(connectors),
+            resolvers,
             flows,
             helper: options.helper,
             names: Arc::new(names),
-            resolvers,
             netns,
-            groups_changed: watch::Sender::default(),
+            changes: watch::Sender::new(Arc::clone(&config)),
+            config,
             ledger,
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),
             syslog: Kept::default(),
             distrusting: WithoutTls::default(),
             checks: Checks::default(),
+            probes: Probes::default(),
         });
         let mut app = Self {
             interceptor,
-            context,
+            live,
             listeners,
             wanted,
             socket,
             writer,
+            lock,
+            predecessor: options.predecessor,
         };
         // One that the operator enrols is an agent like any other.
         let resolvers: Vec<Wanted> = Wanted::resolvers()
@@ -282,7 +285,7 @@ impl App {
                 }
                 wanted.enrolled = Some(cgroup.id());
                 wanted.counted = wanted.enrolled;
-                app.context.ledger.count(cgroup.id(), None);
+                app.live.current().ledger.count(cgroup.id(), None);
                 groups.push((cgroup, wanted.settings));
             } else if wanted.origin != Origin::Resolver {
                 tracing::warn!(
@@ -321,13 +324,9 @@ impl App {
     /// # Errors
     /// [`StartError`].
     pub fn enroll(&mut self, cgroup: &Cgroup, settings: abi::Group) -> Result<(), StartError> {
-        let Self {
-            interceptor,
-            context,
-            ..
-        } = self;
+        let context = self.live.current();
         enrollment::enroll(
-            interceptor,
+            &mut self.interceptor,
             &context.config,
             &context.resolvers,
             cgroup,
@@ -336,67 +335,11 @@ impl App {
         )?;
         Ok(())
     }
-
-    /// Serves until `stop` turns true, drains, and writes every record that can be written.
-    ///
-    /// # Errors
-    /// As the event loop's registration of sockets.
-    pub async fn run(self, stop: watch::Receiver<bool>) -> io::Result<()> {
-        let Self {
-            mut interceptor,
-            context,
-            listeners,
-            wanted,
-            socket,
-            writer,
-        } = self;
-        let events = interceptor.events().map_err(io::Error::other)?;
-        let counters = interceptor.counters();
-        let names = Arc::clone(&context.names);
-        let (calls, called) = mpsc::channel(1);
-        let background = [
-            tokio::spawn(log_events(events, context.ledger.clone())),
-            tokio::spawn(sweep(Arc::clone(&context))),
-            tokio::spawn(async move { names.follow().await }),
-            tokio::spawn(follow_trust(Arc::clone(&context))),
-            tokio::spawn(async move {
-                if let Some(socket) = socket {
-                    socket.serve(calls).await;
-                }
-            }),
-        ];
-        let mut groups = Groups {
-            interceptor,
-            state: StateFile::in_directory(context.config.state_dir()),
-            context: Arc::clone(&context),
-            wanted,
-        };
-        let sockets = listeners.into_parts();
-        let served = tokio::select! {
-            served = proxy::run(Arc::clone(&context), sockets, stop) => served,
-            () = groups.run(called) => Ok(()),
-        };
-        drop(groups);
-        for task in background {
-            task.abort();
-            let _ = task.await;
-        }
-        log_totals(&counters, &context.ledger);
-        drop(context);
-        // The writer ends when the last ledger is gone, which the lines above have seen to.
-        let written = tokio::task::spawn_blocking(move || writer.join());
-        if timeout(LAST_WRITE, written).await.is_err() {
-            tracing::error!(
-                "records could not be written; the next start writes what they owe as aborted"
-            );
-        }
-        served
-    }
 }
 
 /// The kernel finds only the longest prefix, so each gets the ports of those around it. No port
 /// means all.
-fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
+pub(crate) fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
     let mut prefixes: Vec<IpNet> = bypasses.iter().map(Bypass::cidr).collect();
     prefixes.sort_unstable();
     prefixes.dedup();
@@ -417,6 +360,13 @@ fn bypass_entries(bypasses: &[Bypass]) -> Vec<(IpAddr, u8, Vec<u16>)> {
             (prefix.network(), prefix.prefix_len(), ports)
         })
         .collect()
+}
+
+/// Whom enrolled groups may ask for names.
+pub(crate) fn resolvers(config: &Config) -> Vec<IpAddr> {
+    config
+        .dns()
+        .resolvers_or(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
 }
 
 /// Where session records go.
@@ -452,102 +402,6 @@ pub fn open_log(file: &Path) -> Result<Box<dyn Write + Send>, StartError> {
         .open(file)
         .map_err(failed)?;
     Ok(Box::new(file))
-}
-
-/// Logs what the kernel programs refuse and drop.
-async fn log_events(mut events: Events, ledger: Ledger) {
-    let mut second = Instant::now();
-    let (mut logged, mut suppressed) = (0, 0_u64);
-    loop {
-        let event = match events.next().await {
-            Ok(event) => event,
-            Err(error) => {
-                tracing::error!(%error, "the kernel's events cannot be read any more");
-                return;
-            }
-        };
-        if matches!(event.kind, Kind::Dropped | Kind::DatagramRefused) {
-            ledger.bypass_attempt(event.group);
-        }
-        if second.elapsed() >= Duration::from_secs(1) {
-            if suppressed > 0 {
-                tracing::warn!(
-                    suppressed,
-                    "more of the kernel's refusals in the last second"
-                );
-            }
-            (second, logged, suppressed) = (Instant::now(), 0, 0);
-        }
-        if logged >= LOGGED_EVENTS {
-            suppressed += 1;
-            continue;
-        }
-        logged += 1;
-        tracing::warn!(
-            event.name = event.kind.name(),
-            protocol = event.protocol,
-            server.address = %event.address,
-            server.port = event.port,
-            process.pid = event.pid,
-            process.executable.name = event.comm,
-            process.user.id = event.uid,
-            cgroup = event.group,
-            "refused by the kernel"
-        );
-    }
-}
-
-/// Keeps the connectors up to date with their files.
-async fn follow_trust(context: Arc<Context>) {
-    let replaced = || {
-        context.without_tls.forget();
-        context.distrusting.forget();
-        context.checks.forget();
-    };
-    context.connectors.follow(&context.config, replaced).await;
-}
-
-/// Finds connections that were redirected and never reached accept(), and writes their records.
-async fn sweep(context: Arc<Context>) {
-    let mut ticks = interval(SWEEP);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let result = context
-            .flows
-            .forget_waiting(false)
-            .and_then(|()| context.flows.unsettled());
-        match result {
-            Ok(unsettled) => {
-                for peer in unsettled {
-                    let lost = peer.is_stale()
-                        && !context.ledger.owes(peer.flow.id)
-                        // Settled since the list was read?
-                        && context.flows.is_unsettled(peer.flow.id).unwrap_or(false);
-                    if lost {
-                        context
-                            .ledger
-                            .write_lost(&peer, "the connection never reached the proxy");
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the kernel's list of flows cannot be read"),
-        }
-    }
-}
-
-fn log_totals(counters: &Counters, ledger: &Ledger) {
-    let kernel = counters.read().unwrap_or_default();
-    let seen: Vec<String> = kernel
-        .iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(name, count)| format!("{name}={count}"))
-        .collect();
-    tracing::info!(
-        sessions = ledger.opened(),
-        kernel = seen.join(" "),
-        "stopped"
-    );
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod helper;
 mod run;
 mod status;
 mod survey;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,10 @@ enum Command {
     Withdraw(enroll::WithdrawArguments),
     /// What is enrolled, and how it goes.
     Status(status::Arguments),
+    /// Have the daemon read its configuration again; a wrong one changes nothing.
+    Reload(upgrade::Arguments),
+    /// Have the program that is installed now take over from the daemon; no connection is refused.
+    Upgrade(upgrade::Arguments),
     /// Check a configuration file; every error at once.
     Check(check::Arguments),
     /// The authority of this host, for routes with `tls = "terminate"`.
@@ -130,6 +135,8 @@ pub fn main() -> ExitCode {
         Command::Enroll(command) => enroll::run(&command),
         Command::Withdraw(command) => enroll::withdraw(&command),
         Command::Status(command) => status::run(&command),
+        Command::Reload(command) => upgrade::reload(&command),
+        Command::Upgrade(command) => upgrade::upgrade(&command),
         Command::Check(command) => check::run(&command),
         Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),

@@ -117,6 +117,11 @@ impl Config {
         }
     }
 
+    /// The file that was read; None: these are the defaults.
+    pub fn path(&self) -> Option<&Path> {
+        self.source.as_deref().map(|source| source.path.as_path())
+    }
+
     /// The files that the configuration names, and that were read with it.
     pub fn files(&self) -> &[PathBuf] {
         self.source.as_deref().map_or(&[], |source| &source.files)

@@ -65,6 +65,8 @@ pub enum Cause {
     UpstreamClosed,
     /// The group was enforced while a session in observe mode was open.
     ModeChanged,
+    /// A configuration was loaded that says something else of the session.
+    ConfigurationChanged,
     /// The daemon stopped.
     Stopped,
     /// The daemon failed.
@@ -105,6 +107,7 @@ impl Cause {
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamClosed => "upstream_closed",
             Self::ModeChanged => "mode_changed",
+            Self::ConfigurationChanged => "configuration_changed",
             Self::Stopped => "stopped",
             Self::Internal => "internal",
         }
@@ -116,7 +119,9 @@ impl Cause {
             Self::DialFailed => Verdict::Failed,
             // The session had been allowed; this is how it ended.
             Self::AgentClosed | Self::UpstreamTruncated | Self::UpstreamClosed => Verdict::Allowed,
-            Self::ModeChanged | Self::Stopped | Self::Internal => Verdict::Aborted,
+            Self::ModeChanged | Self::ConfigurationChanged | Self::Stopped | Self::Internal => {
+                Verdict::Aborted
+            }
             _ => Verdict::Refused,
         }
     }

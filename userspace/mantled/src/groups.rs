@@ -3,19 +3,24 @@
 //! A group is wanted by the configuration or by a command, and is enrolled whenever its cgroup is
 //! there: a unit that starts again has a new one.
 
+mod reload;
+
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use mantled_redirect::{Error, Interceptor, abi, cgroup::Cgroup};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, block_in_place, spawn_blocking},
     time::{MissedTickBehavior, interval},
 };
 
 use crate::{
     admin::{Call, GroupStatus, Reply, Request, Status},
-    config::{Inbound, Mode, OnDown, Target},
-    enrollment,
-    proxy::Context,
+    app::bypass_entries,
+    config::{Enrollment, Inbound, Mode, OnDown, Target},
+    enrollment::{self, Existing},
+    handover::{Predecessor, Successor},
+    proxy::{Context, Live},
     state::{Saved, StateFile},
 };
 
@@ -58,7 +63,42 @@ pub struct Wanted {
     pub trouble: Option<String>,
 }
 
+/// Ends when a successor is prepared, or could not be; then who asked is told.
+async fn prepared(upgrade: &mut Option<Preparing>) -> Option<Upgrade> {
+    let Some(preparing) = upgrade else {
+        return std::future::pending().await;
+    };
+    let started = (&mut preparing.started)
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()));
+    let reply = upgrade.take()?.reply;
+    match started {
+        Ok(successor) => Some(Upgrade { successor, reply }),
+        Err(reason) => {
+            tracing::error!(%reason, "there is no upgrade; this process goes on");
+            let _ = reply.send(Err(format!("{reason}; nothing has changed")));
+            None
+        }
+    }
+}
+
 impl Wanted {
+    /// One that the configuration enrols.
+    pub fn configured(enrollment: &Enrollment) -> Self {
+        Self {
+            target: enrollment.target().clone(),
+            settings: enrollment::group(
+                enrollment.mode(),
+                enrollment.on_daemon_down(),
+                enrollment.inbound(),
+            ),
+            origin: Origin::Configuration,
+            enrolled: None,
+            counted: None,
+            trouble: None,
+        }
+    }
+
     /// One that a command has enrolled.
     ///
     /// # Errors
@@ -147,28 +187,117 @@ pub struct Groups {
     /// The kernel side.
     pub interceptor: Interceptor,
     /// What every session reads.
-    pub context: Arc<Context>,
+    pub live: Live,
     /// Those that are to be enrolled.
     pub wanted: Vec<Wanted>,
     /// Where those of commands are kept.
     pub state: StateFile,
+    /// The daemon from which this one has taken over.
+    pub predecessor: Option<Arc<Predecessor>>,
+    /// A successor that prepares itself.
+    pub upgrade: Option<Preparing>,
+}
+
+/// A successor that prepares itself, and who asked for it.
+#[derive(Debug)]
+pub struct Preparing {
+    started: JoinHandle<Result<Successor, String>>,
+    reply: oneshot::Sender<Result<Reply, String>>,
+}
+
+/// A successor that is prepared, and who is to hear that it serves.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The successor.
+    pub successor: Successor,
+    /// Who asked for it.
+    pub reply: oneshot::Sender<Result<Reply, String>>,
 }
 
 impl Groups {
-    /// Follows the groups and answers calls. Never ends.
-    pub async fn run(&mut self, mut calls: mpsc::Receiver<Call>) {
+    /// Follows the groups and answers calls, until a successor is prepared.
+    pub async fn run(&mut self, calls: &mut mpsc::Receiver<Call>) -> Upgrade {
         let mut ticks = interval(FOLLOW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => self.follow(),
-                Some(call) = calls.recv() => {
-                    let answer = self.answer(call.request, call.caller);
-                    // A caller that is gone need not be told.
-                    let _ = call.reply.send(answer);
-                }
+                Some(call) = calls.recv() => self.take(call),
+                upgrade = prepared(&mut self.upgrade) => if let Some(upgrade) = upgrade {
+                    return upgrade;
+                },
             }
         }
+    }
+
+    fn take(&mut self, call: Call) {
+        if call.request == Request::Upgrade {
+            match self.admit(call.caller) {
+                Ok(()) if self.upgrade.is_none() => {
+                    // Only the last one can have sessions that nobody tells to end.
+                    self.end_predecessor();
+                    self.upgrade = Some(Preparing {
+                        started: spawn_blocking(Successor::start),
+                        reply: call.reply,
+                    });
+                }
+                Ok(()) => {
+                    let _ = call
+                        .reply
+                        .send(Err("an upgrade is under way already".to_owned()));
+                }
+                Err(refusal) => {
+                    let _ = call.reply.send(Err(refusal));
+                }
+            }
+            return;
+        }
+        // The successor has read the configuration and the state already.
+        let answer = if self.upgrade.is_some() && call.request != Request::Status {
+            Err("an upgrade is under way; ask again when it has ended".to_owned())
+        } else {
+            self.answer(call.request, call.caller)
+        };
+        // A caller that is gone need not be told.
+        let _ = call.reply.send(answer);
+    }
+
+    /// What a predecessor still carries was judged by what held before.
+    fn end_predecessor(&self) {
+        if let Some(predecessor) = &self.predecessor {
+            predecessor.end();
+        }
+    }
+
+    /// Puts everything back as it was, after a successor has begun to take over and failed.
+    pub fn take_back(&mut self) {
+        let context = self.live.current();
+        let kernel = self
+            .interceptor
+            .take_back()
+            .and_then(|()| self.tell_kernel(&context));
+        if let Err(error) = kernel {
+            tracing::error!(%error, "the kernel programs are not as they should be; restart mantled");
+        }
+        for wanted in &mut self.wanted {
+            let Ok(Some(cgroup)) = wanted.find() else {
+                continue;
+            };
+            if Some(cgroup.id()) == wanted.enrolled
+                && let Err(error) = self.interceptor.enroll(&cgroup, wanted.settings)
+            {
+                wanted.tell(error.to_string());
+            }
+        }
+    }
+
+    /// Tells the kernel programs what the configuration says of destinations.
+    fn tell_kernel(&self, context: &Context) -> Result<(), Error> {
+        self.interceptor
+            .set_bypass(&bypass_entries(context.config.bypasses()))?;
+        self.interceptor.set_resolvers(&context.resolvers)?;
+        self.interceptor
+            .set_relayed(&context.config.relayed_ports())
     }
 
     /// Enrols groups whose cgroup has come, and withdraws those whose cgroup has gone.
@@ -215,24 +344,33 @@ impl Groups {
         if others.contains(&cgroup.id()) {
             return wanted.tell(TAKEN.to_owned());
         }
-        let enrolled = enrollment::enroll(
-            &mut self.interceptor,
-            &self.context.config,
-            &self.context.resolvers,
-            &cgroup,
-            wanted.settings,
-            &self.context.helper,
-        );
-        match enrolled {
+        match self.enroll_now(&cgroup, wanted.settings) {
             Ok(_) => {
                 wanted.trouble = None;
                 wanted.enrolled = Some(cgroup.id());
                 let before = wanted.counted.replace(cgroup.id());
-                self.context.ledger.count(cgroup.id(), before);
-                self.context.groups_changed.send_replace(());
+                let context = self.live.current();
+                context.ledger.count(cgroup.id(), before);
+                context.judge_again();
             }
             Err(error) => wanted.tell(error.to_string()),
         }
+    }
+
+    fn enroll_now(
+        &mut self,
+        cgroup: &Cgroup,
+        settings: abi::Group,
+    ) -> Result<Option<Existing>, Error> {
+        let context = self.live.current();
+        enrollment::enroll(
+            &mut self.interceptor,
+            &context.config,
+            &context.resolvers,
+            cgroup,
+            settings,
+            &context.helper,
+        )
     }
 
     fn answer(&mut self, request: Request, caller: u32) -> Result<Reply, String> {
@@ -245,7 +383,7 @@ impl Groups {
                 on_daemon_down,
             } => {
                 let on_daemon_down =
-                    on_daemon_down.unwrap_or(self.context.config.on_daemon_down_for(mode));
+                    on_daemon_down.unwrap_or(self.live.current().config.on_daemon_down_for(mode));
                 self.enroll(&Saved {
                     target,
                     mode,
@@ -254,17 +392,21 @@ impl Groups {
                 })
             }
             Request::Withdraw { target } => self.withdraw(&target),
+            Request::Reload => block_in_place(|| self.reload()),
+            // See `take`.
+            Request::Upgrade => Err("an upgrade is not answered here".to_owned()),
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
         }
     }
 
     /// Nobody inside of an enrolled group may change what holds for it, root or not.
     fn admit(&self, caller: u32) -> Result<(), String> {
-        let path =
-            self.context.helper.cgroup_of(caller).map_err(|error| {
-                format!("the caller's cgroup cannot be told ({error}); refused")
-            })?;
-        match self.context.flows.group_around(&path) {
+        let context = self.live.current();
+        let path = context
+            .helper
+            .cgroup_of(caller)
+            .map_err(|error| format!("the caller's cgroup cannot be told ({error}); refused"))?;
+        match context.flows.group_around(&path) {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(format!(
                 "the caller is in {path}, which is enrolled; ask from outside of it"
@@ -298,19 +440,14 @@ impl Groups {
                     other.target
                 ));
             }
-            found = enrollment::enroll(
-                &mut self.interceptor,
-                &self.context.config,
-                &self.context.resolvers,
-                cgroup,
-                new.settings,
-                &self.context.helper,
-            )
-            .map_err(|error| error.to_string())?;
+            found = self
+                .enroll_now(cgroup, new.settings)
+                .map_err(|error| error.to_string())?;
             new.enrolled = Some(cgroup.id());
             new.counted = new.enrolled;
-            self.context.ledger.count(cgroup.id(), None);
-            self.context.groups_changed.send_replace(());
+            let context = self.live.current();
+            context.ledger.count(cgroup.id(), None);
+            context.judge_again();
             // A resolver that is enrolled is an agent like any other.
             for resolver in &mut self.wanted {
                 if resolver.origin == Origin::Resolver && resolver.enrolled == new.enrolled {
@@ -360,7 +497,7 @@ impl Groups {
                 .map_err(|error| error.to_string())?;
         }
         if let Some(id) = self.wanted.remove(index).counted {
-            self.context.ledger.forget(id);
+            self.live.current().ledger.forget(id);
         }
         tracing::info!(group = %target, "withdrawn by command");
         self.save().map_err(|error| {
@@ -378,7 +515,7 @@ impl Groups {
             .any(|wanted| wanted.target == *target && wanted.origin == Origin::Configuration);
         if configured {
             return Err(format!(
-                "{target} is enrolled by the configuration file; change it there and restart mantled"
+                "{target} is enrolled by the configuration file; change it there and `mantled reload`"
             ));
         }
         Ok(())
@@ -400,7 +537,7 @@ impl Groups {
     }
 
     fn status(&self) -> Result<Status, String> {
-        let ledger = &self.context.ledger;
+        let ledger = &self.live.current().ledger.clone();
         let mut groups = Vec::new();
         for wanted in &self.wanted {
             if wanted.origin == Origin::Resolver {

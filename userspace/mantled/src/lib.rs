@@ -30,17 +30,19 @@
 //!    ([`proxy::checks`]); where a route says so, the agent's TLS ends here instead, by the host's
 //!    authority ([`ca`]), and its server is `Verified`.
 //! 8. [`proxy::relay`] moves bytes in both directions. What observe mode alone has allowed ends when
-//!    its group is enforced ([`proxy::revocation`]).
+//!    its group is enforced, and what another configuration would plan otherwise when that is loaded
+//!    ([`proxy::revocation`]).
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
 //!    entry of the connection is removed. Entries without a line are what a killed daemon owes,
 //!    and its successor writes them as `aborted`.
 //!
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
 //! [`enrollment`] enrols a group, and [`groups`] knows which are to be, follows units from one
-//! cgroup to the next, and answers the [`admin`] socket, whose changes [`state`] keeps; [`app`] builds and joins the parts, binds
-//! everything, then runs; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
-//! anything is touched; [`helper`] does what needs more privilege, in a process of its own; [`cli`]
-//! is the command line.
+//! cgroup to the next, reads the configuration again, and answers the [`admin`] socket, whose changes
+//! [`state`] keeps; [`app`] builds and joins the parts and binds everything, then [`daemon`] runs,
+//! until it stops or a [`handover`] gives everything to a new process; [`watchdog`] looks whether it
+//! does; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before anything is touched;
+//! [`helper`] does what needs more privilege, in a process of its own; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its
@@ -52,9 +54,11 @@ pub mod app;
 pub mod ca;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod enrollment;
 pub mod error;
 pub mod groups;
+pub mod handover;
 pub mod helper;
 pub mod identity;
 pub mod names;
@@ -63,3 +67,4 @@ pub mod state;
 pub mod survey;
 pub mod time;
 pub mod tls;
+pub mod watchdog;

@@ -71,6 +71,8 @@ pub struct Names {
     answers: redirect::Names,
     table: Mutex<Table>,
     hosts: Hosts,
+    /// A successor reads the kernel's answers now.
+    paused: Mutex<bool>,
 }
 
 impl Names {
@@ -87,6 +89,7 @@ impl Names {
             answers,
             table: Mutex::new(table),
             hosts: Hosts::of(Path::new("/etc/hosts")),
+            paused: Mutex::new(false),
         })
     }
 
@@ -118,8 +121,27 @@ impl Names {
         shared
     }
 
+    fn paused(&self) -> MutexGuard<'_, bool> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Learns what there is and stops reading what the kernel shows, which only one process can.
+    pub fn pause(&self) {
+        self.drain();
+        *self.paused() = true;
+    }
+
+    /// Goes on reading.
+    pub fn resume(&self) {
+        *self.paused() = false;
+    }
+
     /// Learns what the kernel has shown since the last call.
     fn drain(&self) {
+        let paused = self.paused();
+        if *paused {
+            return;
+        }
         self.answers
             .drain(|group, query, answer| self.learn(group, query, answer));
     }

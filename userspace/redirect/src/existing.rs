@@ -173,25 +173,30 @@ fn socket_inodes(cgroup: &Cgroup) -> (HashSet<u32>, usize) {
     let mut inodes = HashSet::new();
     let mut hidden = 0;
     for pid in cgroup.processes() {
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
-        if let Err(error) = &descriptors
-            && error.kind() == io::ErrorKind::PermissionDenied
+        if add_inodes(pid, &mut inodes)
+            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
         {
             hidden += 1;
         }
-        for entry in descriptors.into_iter().flatten().flatten() {
-            let Ok(target) = fs::read_link(entry.path()) else {
-                continue;
-            };
-            let inode = target
-                .to_str()
-                .and_then(|text| text.strip_prefix("socket:["))
-                .and_then(|text| text.strip_suffix(']'))
-                .and_then(|text| text.parse::<u32>().ok());
-            inodes.extend(inode);
-        }
     }
     (inodes, hidden)
+}
+
+fn add_inodes(pid: u32, inodes: &mut HashSet<u32>) -> io::Result<()> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let target = match fs::read_link(entry?.path()) {
+            // It was closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            target => target?,
+        };
+        let inode = target
+            .to_str()
+            .and_then(|text| text.strip_prefix("socket:["))
+            .and_then(|text| text.strip_suffix(']'))
+            .and_then(|text| text.parse::<u32>().ok());
+        inodes.extend(inode);
+    }
+    Ok(())
 }
 
 /// One socket of a dump: the parts of struct inet_diag_msg that are looked at.

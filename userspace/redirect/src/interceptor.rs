@@ -158,6 +158,8 @@ pub struct Interceptor {
     flows: Flows,
     root_links: Vec<Link>,
     group_links: HashMap<u64, Vec<Link>>,
+    /// What [`Self::serve`] has told the programs.
+    told: Option<Config>,
 }
 
 impl std::fmt::Debug for Interceptor {
@@ -217,6 +219,7 @@ impl Interceptor {
             pins,
             root_links: Vec::new(),
             group_links: HashMap::new(),
+            told: None,
         })
     }
 
@@ -281,7 +284,7 @@ impl Interceptor {
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn serve(&self, listeners: &Listeners, debug: bool) -> Result<(), Error> {
+    pub fn serve(&mut self, listeners: &Listeners, debug: bool) -> Result<(), Error> {
         let failed =
             |source| Error::io("telling the kernel programs where mantled listens", source);
         // Never zero, and never the number of a daemon that was here before.
@@ -295,7 +298,25 @@ impl Interceptor {
             liveness_port: listeners.liveness_port().map_err(failed)?,
             debug: debug.into(),
         };
-        self.config.insert(&0, &config).map_err(failed)
+        self.config.insert(&0, &config).map_err(failed)?;
+        self.told = Some(config);
+        Ok(())
+    }
+
+    /// Puts this process's programs and listeners back in their place, after a successor has begun
+    /// to take over and failed. The groups are to be enrolled again.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn take_back(&mut self) -> Result<(), Error> {
+        self.root_links.clear();
+        self.attach()?;
+        if let Some(told) = &self.told {
+            self.config.insert(&0, told).map_err(|source| {
+                Error::io("telling the kernel programs where mantled listens", source)
+            })?;
+        }
+        Ok(())
     }
 
     /// Enrols a cgroup, or changes how it is enrolled. The last step is one map update: before

@@ -11,6 +11,7 @@
 
 pub mod bpffs;
 pub mod cgroup;
+pub mod descriptors;
 pub mod doctor;
 mod error;
 pub mod events;

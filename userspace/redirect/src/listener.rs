@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use nix::sys::socket::{
@@ -55,6 +56,23 @@ impl Listeners {
                 Err(error) => return Err(failed(error)),
             }
         }
+    }
+
+    /// Those of a predecessor, which accepts no more; with a proof of its own.
+    ///
+    /// # Errors
+    /// They are not what a predecessor has; as listen(2).
+    pub fn inherit(streams: Vec<OwnedFd>, datagrams: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut streams = streams.into_iter().map(TcpListener::from);
+        let v4 = streams
+            .next()
+            .ok_or_else(|| io::Error::other("the predecessor has handed over no listener"))?;
+        Ok(Self {
+            v4,
+            v6: streams.next(),
+            datagrams: datagrams.into_iter().map(UdpSocket::from).collect(),
+            liveness: listener((Ipv4Addr::LOCALHOST, 0).into(), 1)?,
+        })
     }
 
     fn bind_once(port: u16) -> io::Result<Self> {
@@ -127,6 +145,26 @@ pub struct Parts {
     /// The proof that there is a daemon: dropping it makes the kernel programs do what
     /// `on_daemon_down` says, at once.
     pub liveness: Liveness,
+}
+
+impl Parts {
+    /// Another descriptor of each stream and each datagram socket, for a successor.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn duplicate(&self) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
+        let streams: io::Result<_> = self
+            .streams
+            .iter()
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+            .collect();
+        let datagrams: io::Result<_> = self
+            .datagrams
+            .iter()
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+            .collect();
+        Ok((streams?, datagrams?))
+    }
 }
 
 /// As long as it exists, the kernel programs find a daemon.

@@ -100,6 +100,8 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
         helper: Helper::Local,
         debug: verbose > 1,
         copies: Some(copies),
+        lock: None,
+        predecessor: None,
     };
     let mut app = App::build(config, output, options)?;
     app.enroll(&cgroup, settings)?;

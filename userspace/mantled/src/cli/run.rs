@@ -1,14 +1,15 @@
 //! `mantled run`: the daemon.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use mantled_redirect::Pins;
-use nix::fcntl::{Flock, FlockArg};
 use sd_notify::NotifyState;
 use tokio::{
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
@@ -17,6 +18,7 @@ use super::{Exit, load, runtime};
 use crate::{
     app::{self, App, Options},
     config::DEFAULT_PATH,
+    handover::Predecessor,
     helper::Helper,
 };
 
@@ -33,51 +35,83 @@ pub(super) struct Arguments {
     /// privileges of this process.
     #[arg(long, value_name = "SOCKET")]
     helper: Option<PathBuf>,
+    /// Take over from the daemon at standard input, which has started this one.
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
-    let config = load(&arguments.config)?;
-    let output = app::record_output(&config)?;
-    let _lock = lock()?;
-    let options = Options {
-        pins: Some(Pins::default()),
-        helper: Helper::at(arguments.helper.as_deref()),
-        debug: verbose > 1,
-        copies: None,
+    let predecessor = if arguments.take_over {
+        let predecessor = Predecessor::of_stdin().map_err(|error| {
+            Exit::failed(format!("--take-over is for `mantled upgrade` ({error})"))
+        })?;
+        Some(predecessor)
+    } else {
+        None
     };
-    let mut app = App::build(config, output, options)?;
-    let runtime = runtime()?;
-    let result = runtime.block_on(async {
-        let stop = stop_signal().map_err(|error| Exit::failed(format!("signals: {error}")))?;
-        if verbose > 1 {
-            let logger = app.interceptor.logger()?;
-            tokio::spawn(logger);
-        }
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
-        tracing::info!("ready");
-        app.run(stop).await.map_err(Exit::failed)
-    });
+    // It is asked to say why, should this fail.
+    let told = predecessor
+        .as_ref()
+        .and_then(|predecessor| predecessor.try_clone().ok());
+    let result = start(arguments, verbose, predecessor);
+    if let (Some(predecessor), Err(exit)) = (told, &result) {
+        predecessor.refuse(exit.message.as_deref().unwrap_or("see the log"));
+    }
+    let (app, runtime) = result?;
+    let result = runtime.block_on(serve(app, verbose));
     // A writer that hangs must not keep the process.
     runtime.shutdown_background();
     result
 }
 
-fn lock() -> Result<Flock<File>, Exit> {
+fn start(
+    arguments: &Arguments,
+    verbose: u8,
+    predecessor: Option<Predecessor>,
+) -> Result<(App, Runtime), Exit> {
+    // Where it is found when it is read again, whatever the working directory is by then.
+    let path = std::path::absolute(&arguments.config).map_err(Exit::failed)?;
+    let config = load(&path)?;
+    let output = app::record_output(&config)?;
+    let lock = match &predecessor {
+        Some(_) => None,
+        None => Some(lock()?),
+    };
+    let options = Options {
+        pins: Some(Pins::default()),
+        helper: Helper::at(arguments.helper.as_deref()),
+        debug: verbose > 1,
+        copies: None,
+        lock,
+        predecessor,
+    };
+    Ok((App::build(config, output, options)?, runtime()?))
+}
+
+async fn serve(mut app: App, verbose: u8) -> Result<(), Exit> {
+    let stop = stop_signal().map_err(|error| Exit::failed(format!("signals: {error}")))?;
+    if verbose > 1 {
+        let logger = app.interceptor.logger()?;
+        tokio::spawn(logger);
+    }
+    app.run(stop).await.map_err(Exit::failed)
+}
+
+/// Held until the process ends.
+fn lock() -> Result<OwnedFd, Exit> {
     let path = Path::new(LOCK);
     let failed = |error: std::io::Error| Exit::failed(format!("{LOCK}: {error}"));
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed)?;
     }
     let file = File::create(path).map_err(failed)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        if error == nix::errno::Errno::EWOULDBLOCK {
-            Exit::failed(format!(
-                "another mantled runs on this host (it holds {LOCK}); stop it first"
-            ))
-        } else {
-            failed(error.into())
-        }
-    })
+    match file.try_lock() {
+        Ok(()) => Ok(file.into()),
+        Err(TryLockError::WouldBlock) => Err(Exit::failed(format!(
+            "another mantled runs on this host (it holds {LOCK}); stop it first, or `mantled upgrade`"
+        ))),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
 }
 
 /// Turns true at SIGTERM or SIGINT.

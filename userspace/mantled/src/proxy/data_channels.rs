@@ -17,10 +17,7 @@ use std::{
 };
 
 use rustls::pki_types::ServerName;
-use tokio::{
-    task::JoinSet,
-    time::{Instant, timeout_at},
-};
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::tls::Connector;
 
@@ -112,15 +109,15 @@ impl DataChannels {
         while transfers.try_join_next().is_some() {}
     }
 
-    /// Waits until those transfers have ended; cuts them at the deadline.
-    pub async fn finish(&self, deadline: Instant) {
+    /// Waits until those transfers have ended; cuts them when they are overdue.
+    pub async fn finish(&self, overdue: impl Future<Output = ()>) {
         let mut transfers = std::mem::take(&mut *lock(&self.0.transfers));
-        let ended = timeout_at(deadline, async {
-            while transfers.join_next().await.is_some() {}
-        });
-        if ended.await.is_err() {
-            transfers.shutdown().await;
+        let ended = async { while transfers.join_next().await.is_some() {} };
+        tokio::select! {
+            () = ended => return,
+            () = overdue => {}
         }
+        transfers.shutdown().await;
     }
 }
 

@@ -21,10 +21,10 @@ use tokio::{
     net::UdpSocket,
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{Context, session};
+use super::{Context, Live, Phase, drain, session};
 
 /// A socket that has sent nothing for so long has ended its session.
 const IDLE: Duration = Duration::from_secs(60);
@@ -76,26 +76,33 @@ struct Sender {
     dropped: u64,
 }
 
-/// Takes datagrams until `stop` turns true, then lets the sessions end.
-pub async fn run(context: Arc<Context>, socket: std::net::UdpSocket, stop: watch::Receiver<bool>) {
+/// Takes datagrams while the daemon serves, then lets the sessions end.
+pub async fn run(live: Live, socket: std::net::UdpSocket, phases: watch::Receiver<Phase>) {
     match UdpSocket::from_std(socket) {
-        Ok(socket) => receive(&context, &socket, stop).await,
+        Ok(socket) => receive(&live, socket, phases).await,
         Err(error) => tracing::error!(%error, "datagrams cannot be received"),
     }
 }
 
-async fn receive(context: &Arc<Context>, socket: &UdpSocket, mut stop: watch::Receiver<bool>) {
+async fn receive(live: &Live, socket: UdpSocket, mut phases: watch::Receiver<Phase>) {
     let mut senders: HashMap<(u64, SocketAddr), Sender> = HashMap::new();
     let mut sessions = JoinSet::new();
     let mut clock = interval(LOOK);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
+        let phase = *phases.borrow_and_update();
+        if matches!(phase, Phase::Succeeded | Phase::Stopping) {
+            break;
+        }
         tokio::select! {
-            received = socket.recv_from(&mut buffer) => match received {
+            changed = phases.changed() => if changed.is_err() {
+                break;
+            },
+            received = socket.recv_from(&mut buffer), if phase == Phase::Serving => match received {
                 Ok((length, from)) => {
                     let message = buffer.get(..length).unwrap_or_default();
-                    take(context, &mut senders, &mut sessions, message, from);
+                    take(&live.current(), &mut senders, &mut sessions, message, from);
                 }
                 Err(error) => tracing::debug!(%error, "a datagram"),
             },
@@ -103,18 +110,12 @@ async fn receive(context: &Arc<Context>, socket: &UdpSocket, mut stop: watch::Re
                 senders.retain(|_, sender| keep(sender, now));
                 while sessions.try_join_next().is_some() {}
             }
-            _ = stop.wait_for(|stop| *stop) => break,
         }
     }
+    drop(socket);
     // The ends of the messages end the sessions.
     senders.clear();
-    let drain = context.config.limits().drain;
-    let drained = timeout(drain, async {
-        while sessions.join_next().await.is_some() {}
-    });
-    if drained.await.is_err() {
-        sessions.shutdown().await;
-    }
+    drain(live, &mut sessions, phases).await;
 }
 
 fn keep(sender: &mut Sender, now: Instant) -> bool {

@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 
 use super::{data_channels::Service, spoken::Spoken};
 use crate::{
-    config::{Config, Protocol, TlsMode},
+    config::{Config, Protocol, TlsMode, Trust},
     names::{Found, Source},
 };
 
@@ -126,6 +126,21 @@ impl Plan {
         self.ambiguous.clear();
         self.data_of = Some(service);
         self
+    }
+
+    /// Is this, by `config`, what `other` was by `its`? A certificate of the agent's host that was
+    /// renewed changes nothing for sessions that are open.
+    pub fn is_as(&self, config: &Config, other: &Self, its: &Config) -> bool {
+        let trust = |plan: &Self, config: &Config| {
+            let route = plan.route.and_then(|index| config.routes().get(index));
+            Trust {
+                client: None,
+                ..config.trust_for(route).clone()
+            }
+        };
+        (self.tls, self.protocol, self.port) == (other.tls, other.protocol, other.port)
+            && (&self.name, &self.ambiguous) == (&other.name, &other.ambiguous)
+            && trust(self, config) == trust(other, its)
     }
 
     /// May a server that cannot be verified be used in clear? An exempt route does not even try.

@@ -45,7 +45,7 @@ pub struct Carried {
     pub cut: bool,
 }
 
-/// Carries bytes until both directions have ended. What is not verified ends with the revocation.
+/// Carries bytes until both directions have ended, or the revocation says that they must.
 pub async fn relay(
     agent: &mut Agent,
     upstream: Upstream,
@@ -56,7 +56,8 @@ pub async fn relay(
     match upstream {
         Upstream::Verified(verified) => {
             let server = verified.into_stream();
-            carry(agent, server, from_agent, from_server, Revocation::never()).await
+            let revocation = revocation.of_verified();
+            carry(agent, server, from_agent, from_server, revocation).await
         }
         Upstream::Exposed(exposed) => {
             let server = exposed.into_stream();
@@ -66,7 +67,7 @@ pub async fn relay(
             let server = native.into_stream();
             carry(agent, server, from_agent, from_server, revocation).await
         }
-        Upstream::Syslog(line) => syslog::relay(agent, *line).await,
+        Upstream::Syslog(line) => syslog::relay(agent, *line, revocation.of_verified()).await,
     }
 }
 
@@ -82,10 +83,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     let result = match out.keep(&std::mem::take(&mut agent.head)) {
         Ok(()) => tokio::select! {
             biased;
-            () = revocation.wait() => Err(Failure::new(
-                Cause::ModeChanged,
-                "the group is enforced now, and this session was not verified",
-            )),
+            failure = revocation.wait() => Err(failure),
             ended = poll_fn(|cx| poll_both(cx, &mut agent.stream, &mut server, &mut out, &mut back)) => ended,
         },
         Err(failure) => Err(failure),

@@ -170,6 +170,9 @@ async fn walk(
     session.record.route = plan.route.map(|index| index + 1);
     session.record.name_source = Some(plan.name_source);
 
+    let process = session.record.process.as_ref();
+    let cgroup = process.and_then(|process| process.cgroup.as_deref());
+    let revocation = Revocation::of(context, peer, &names, &plan, cgroup);
     let upgrade = Upgrade {
         context,
         peer,
@@ -177,12 +180,10 @@ async fn walk(
         agent,
         plan: &plan,
         dial,
+        revocation: &revocation,
     };
     let way = upgrade.run(heard, dialling).await?;
     let received = session.record.received;
-    let process = session.record.process.as_ref();
-    let cgroup = process.and_then(|process| process.cgroup.as_deref());
-    let revocation = Revocation::of(context, &plan, peer.flow.group, cgroup);
     let result = carry(session, agent, way, revocation).await;
     if session.record.received > received || heard != Spoken::Known(Protocol::Http) {
         // The server's words have reached the agent; a refusal of ours would be one of many.
@@ -213,6 +214,7 @@ async fn resolve(
         agent,
         plan: &plan,
         dial,
+        revocation: &Revocation::never(),
     };
     let way = upgrade
         .resolver(Dialling::start(dial.connect()), peer.flow.group)

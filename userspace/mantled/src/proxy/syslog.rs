@@ -14,7 +14,7 @@
 //! - A server that is away is tried for [`GIVE_UP`]. Meanwhile the agent is not read from, so it
 //!   feels what it would feel before a slow server. After that it is reset, and what was kept is
 //!   lost, as it is when the daemon stops.
-//! - When the agent closes, everything is sent; the connection is watched for [`LINGER`](window::LINGER) after the
+//! - When the agent closes, everything is sent; the connection is watched for `window::LINGER` after the
 //!   last message was acknowledged, since a server may die with it, and then the server's own
 //!   close is waited for: it says that the server has read to the end.
 //!
@@ -39,6 +39,7 @@ use window::Window;
 use super::{
     agent::Agent,
     relay::Carried,
+    revocation::Revocation,
     transport::Transport,
     upstream::{Dial, Verified},
 };
@@ -112,8 +113,13 @@ impl Again {
     }
 }
 
-/// Carries an agent's messages until it has closed and the server has read everything.
-pub async fn relay(agent: &mut Agent, line: Line) -> (Carried, Result<(), Failure>) {
+/// Carries an agent's messages until it has closed and the server has read everything, or the
+/// revocation says that they must not go on.
+pub async fn relay(
+    agent: &mut Agent,
+    line: Line,
+    revocation: Revocation,
+) -> (Carried, Result<(), Failure>) {
     let mut window = Window::new(line.kept);
     let mut source = Source {
         framer: Framer::default(),
@@ -121,7 +127,11 @@ pub async fn relay(agent: &mut Agent, line: Line) -> (Carried, Result<(), Failur
     };
     let head = std::mem::take(&mut agent.head);
     source.frame(&head, &mut window);
-    let result = carry(agent, line.verified, &line.again, &mut source, &mut window).await;
+    let result = tokio::select! {
+        biased;
+        failure = revocation.wait() => Err(failure),
+        ended = carry(agent, line.verified, &line.again, &mut source, &mut window) => ended,
+    };
     let carried = Carried {
         sent: window.carried,
         ..Carried::default()

@@ -31,6 +31,7 @@ use super::{
     filter::Filter,
     ledger::Session,
     plan::Plan,
+    revocation::Revocation,
     spoken::Spoken,
     unreachable,
     upstream::{Dial, Dialled, Upstream, Verified},
@@ -71,6 +72,7 @@ pub struct Upgrade<'a> {
     pub(super) agent: &'a mut Agent,
     pub(super) plan: &'a Plan,
     pub(super) dial: Dial,
+    pub(super) revocation: &'a Revocation,
 }
 
 impl Upgrade<'_> {

@@ -157,11 +157,12 @@ impl Upgrade<'_> {
         };
         Control::new(
             self.context,
-            self.peer,
+            *self.peer,
             self.session.record.process.clone(),
             local.ok(),
             service,
-            self.plan,
+            self.plan.clear_text,
+            self.revocation.clone(),
         )
     }
 }

@@ -28,7 +28,7 @@ use crate::{
         data_channels::{DataChannels, Expectation, PATIENCE, Service, WINDOW},
         filter::Filter,
         ledger::{Ledger, Session},
-        plan::{ClearTextPermit, Plan},
+        plan::ClearTextPermit,
         relay::relay,
         revocation::Revocation,
         upstream::{Dialled, Upstream},
@@ -78,23 +78,20 @@ struct Transfer {
 impl Control {
     pub(super) fn new(
         context: &Context,
-        peer: &Peer,
+        peer: Peer,
         process: Option<Process>,
         local: Option<IpAddr>,
         service: Service,
-        plan: &Plan,
+        clear_text: Option<ClearTextPermit>,
+        revocation: Revocation,
     ) -> Self {
-        let cgroup = process
-            .as_ref()
-            .and_then(|process| process.cgroup.as_deref());
-        let revocation = Revocation::of(context, plan, peer.flow.group, cgroup);
         Self {
             transfer: Transfer {
                 ledger: context.ledger.clone(),
-                peer: *peer,
+                peer,
                 process,
                 service,
-                clear_text: plan.clear_text,
+                clear_text,
                 revocation,
             },
             channels: context.data_channels.clone(),
