@@ -47,7 +47,7 @@ fn a_unit_enrolled_by_name_is_followed_and_leaves_in_verified_tls() -> Result<()
     assert!(cgroup().flatten().is_some());
     machine.exec(&["systemctl", "stop", Installed::UNIT])?;
     eventually("the group without a cgroup", SOON, || {
-        (cgroup()? == None).then_some(())
+        cgroup()?.is_none().then_some(())
     })?;
     let daemon = installed.daemon()?;
     machine.exec(&["systemctl", "start", Installed::UNIT])?;
@@ -199,7 +199,7 @@ fn with_a_full_disk_it_refuses_and_says_so_until_there_is_room() -> Result<()> {
         .output()?;
     let said = String::from_utf8_lossy(&kept.stderr).into_owned();
     assert_eq!(kept.status.code(), Some(1), "{said}");
-    assert!(said.contains("could not be kept"), "{said}");
+    assert!(said.contains("cannot be kept"), "{said}");
 
     machine.exec(&["rm", BALLAST])?;
     installed.says("7000 served")?;

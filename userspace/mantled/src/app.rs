@@ -23,6 +23,7 @@ use crate::{
     enrollment,
     groups::{Origin, TAKEN, Wanted},
     handover::{Inheritance, Predecessor},
+    helper::Helper,
     names::Names,
     proxy::{
         Context, Live,
@@ -69,6 +70,8 @@ impl From<mantled_redirect::Error> for StartError {
 pub struct Options {
     /// Where maps and links outlive the process; None: they end with it.
     pub pins: Option<Pins>,
+    /// Who looks at processes.
+    pub helper: Helper,
     /// Kernel programs log what they do.
     pub debug: bool,
     /// Gets a copy of every session's record.
@@ -245,6 +248,7 @@ impl App {
             connectors: LiveConnectors::new(connectors),
             resolvers,
             flows,
+            helper: options.helper,
             names: Arc::new(names),
             netns,
             changes: watch::Sender::new(Arc::clone(&config)),
@@ -348,6 +352,7 @@ impl App {
             cgroup,
             settings,
             false,
+            &context.helper,
         )?;
         Ok(())
     }

@@ -11,6 +11,7 @@ mod doctor;
 mod enroll;
 mod exec;
 mod guard;
+mod helper;
 mod man;
 mod run;
 mod status;
@@ -70,6 +71,8 @@ enum Command {
     Completions(completions::Arguments),
     /// Print the manual page, or write all of them.
     Man(man::Arguments),
+    /// Look at processes for a daemon that must not; started by mantled-helper.socket.
+    Helper(helper::Arguments),
     /// Keeps `exec`'s programs attached until its processes are gone.
     #[command(hide = true)]
     Guard(guard::Arguments),
@@ -150,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::Detach(command) => detach::run(&command),
         Command::Completions(command) => completions::run(&command),
         Command::Man(command) => man::run(&command),
+        Command::Helper(command) => helper::run(&command),
         Command::Guard(command) => guard::run(&command),
     };
     match result {

@@ -1,14 +1,44 @@
 //! Enrolling a group: what happens to the connections that it has.
 
-use std::net::IpAddr;
-
-use mantled_redirect::{
-    Interceptor, abi,
-    cgroup::Cgroup,
-    existing::{self, Candidate, Existing, Fate},
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
 };
 
-use crate::config::{Config, Inbound, Mode, OnDown};
+use mantled_redirect::{Interceptor, abi, cgroup::Cgroup, existing::Socket};
+
+use crate::{
+    config::{Config, Inbound, Mode, OnDown},
+    helper::{End, Helper},
+};
+
+/// What was found in a group that is enrolled.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Existing {
+    /// Local ports on which the group's servers listen, beyond loopback.
+    pub listening: Vec<u16>,
+    /// Those of them whose sockets were made in another cgroup.
+    pub foreign_listeners: Vec<u16>,
+    /// Sockets that were ended.
+    pub ended: usize,
+    /// The other ends of connections that stay as they are.
+    pub staying: Vec<SocketAddr>,
+    /// Sockets that could not be ended, each with the reason.
+    pub left: Vec<String>,
+    /// Processes whose sockets could not be looked at.
+    pub hidden: usize,
+}
+
+/// What is to be done with a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is ended.
+    End,
+    /// It stays, and is told.
+    Stay,
+    /// It is as it should be.
+    Leave,
+}
 
 /// The kernel's form of how a group is enrolled.
 pub fn group(mode: Mode, on_down: OnDown, inbound: Inbound) -> abi::Group {
@@ -42,6 +72,7 @@ pub fn enroll(
     cgroup: &Cgroup,
     settings: abi::Group,
     reset: bool,
+    helper: &Helper,
 ) -> Result<Option<Existing>, mantled_redirect::Error> {
     let known = interceptor.enrolled()?.contains(&cgroup.id());
     interceptor.enroll(cgroup, settings)?;
@@ -53,25 +84,25 @@ pub fn enroll(
     let group = cgroup.path().display();
     tracing::info!(cgroup = %group, mode = if enforce { "enforce" } else { "observe" }, "enrolled");
     let allows_inbound = settings.inbound == abi::INBOUND_ALLOW;
-    let judge = |candidate| match candidate {
-        Candidate::ForeignListener if enforce && !allows_inbound => Fate::End,
-        Candidate::ForeignListener => Fate::Leave,
+    let judge = |socket| match socket {
+        Socket::Listener { foreign: true, .. } if enforce && !allows_inbound => Fate::End,
+        Socket::Listener { .. } => Fate::Leave,
         // A daemon that starts again finds the connections that its predecessor has allowed.
-        Candidate::Connection { inbound: true, .. } if allows_inbound && known => Fate::Leave,
-        Candidate::Connection { peer, .. }
+        Socket::Connection { inbound: true, .. } if allows_inbound && known => Fate::Leave,
+        Socket::Connection { peer, .. }
             if is_excepted(config, resolvers, peer.ip(), peer.port()) =>
         {
             Fate::Leave
         }
-        Candidate::Connection { .. } if enforce => Fate::End,
+        Socket::Connection { .. } if enforce => Fate::End,
         // What the proxy would not have carried either.
-        Candidate::Connection {
+        Socket::Connection {
             stream, inbound, ..
         } if !stream || inbound => Fate::Leave,
-        Candidate::Connection { .. } if reset => Fate::End,
-        Candidate::Connection { .. } => Fate::Stay,
+        Socket::Connection { .. } if reset => Fate::End,
+        Socket::Connection { .. } => Fate::Stay,
     };
-    let found = match existing::inspect(cgroup, judge) {
+    let found = match end_existing(helper, cgroup, judge) {
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "sockets from before enrolment could not be ended; packets of the group's own are dropped");
@@ -90,6 +121,13 @@ pub fn enroll(
             "could not end a socket from before enrolment"
         );
     }
+    if found.hidden > 0 {
+        tracing::warn!(
+            cgroup = %group,
+            processes = found.hidden,
+            "sockets from before enrolment could not be looked at; packets of the group's own are dropped"
+        );
+    }
     if enforce && !allows_inbound && !found.listening.is_empty() {
         tracing::warn!(
             cgroup = %group,
@@ -106,6 +144,53 @@ pub fn enroll(
         );
     }
     Ok(Some(found))
+}
+
+/// Looks at the sockets of a group's processes, and does with each what `judge` says.
+fn end_existing(
+    helper: &Helper,
+    cgroup: &Cgroup,
+    judge: impl Fn(Socket) -> Fate,
+) -> io::Result<Existing> {
+    let sockets = helper.sockets(cgroup)?;
+    let found = sockets.found();
+    let mut existing = Existing {
+        hidden: sockets.hidden(),
+        ..Existing::default()
+    };
+    for socket in &found {
+        if let Socket::Listener { port, foreign } = *socket {
+            existing.listening.push(port);
+            if foreign {
+                existing.foreign_listeners.push(port);
+            }
+        }
+    }
+    for ports in [&mut existing.listening, &mut existing.foreign_listeners] {
+        ports.sort_unstable();
+        ports.dedup();
+    }
+    existing.staying = found
+        .iter()
+        .filter(|socket| judge(**socket) == Fate::Stay)
+        .filter_map(|socket| match *socket {
+            Socket::Connection { peer, .. } => Some(peer),
+            Socket::Listener { .. } => None,
+        })
+        .collect();
+    let (places, ending): (Vec<usize>, Vec<Socket>) = found
+        .into_iter()
+        .enumerate()
+        .filter(|(_, socket)| judge(*socket) == Fate::End)
+        .unzip();
+    for (socket, end) in ending.iter().zip(sockets.end(&places)) {
+        match end {
+            End::Ended => existing.ended += 1,
+            End::Gone => {}
+            End::Failed(error) => existing.left.push(format!("{socket:?}: {error}")),
+        }
+    }
+    Ok(existing)
 }
 
 /// What an enforced group may reach past the proxy.

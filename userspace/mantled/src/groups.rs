@@ -13,11 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mantled_redirect::{
-    Error, Interceptor, abi,
-    cgroup::{self, Cgroup},
-    existing::Existing,
-};
+use mantled_redirect::{Error, Interceptor, abi, cgroup::Cgroup};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, block_in_place, spawn_blocking},
@@ -30,7 +26,7 @@ use crate::{
     app::bypass_entries,
     completeness::Completeness,
     config::{Enrollment, Inbound, Mode, OnDown, Target},
-    enrollment,
+    enrollment::{self, Existing},
     handover::{Predecessor, Successor},
     proxy::{Context, Live},
     share::Share,
@@ -435,6 +431,7 @@ impl Groups {
             cgroup,
             settings,
             reset,
+            &context.helper,
         )
     }
 
@@ -494,9 +491,12 @@ impl Groups {
 
     /// Nobody inside of an enrolled group may change what holds for it, root or not.
     fn admit(&self, caller: u32) -> Result<(), String> {
-        let path = cgroup::of_process(caller)
+        let context = self.live.current();
+        let path = context
+            .helper
+            .cgroup_of(caller)
             .map_err(|error| format!("the caller's cgroup cannot be told ({error}); refused"))?;
-        match self.live.current().flows.group_around(&path) {
+        match context.flows.group_around(&path) {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(format!(
                 "the caller is in {path}, which is enrolled; ask from outside of it"
@@ -674,10 +674,12 @@ impl Groups {
             if wanted.origin == Origin::Resolver {
                 continue;
             }
-            let cgroup = wanted
-                .find()
-                .map_err(|error| error.to_string())?
-                .filter(|cgroup| Some(cgroup.id()) == wanted.enrolled);
+            // One whose cgroup cannot be told by its name, for a moment, still has it.
+            let cgroup = match (wanted.find(), wanted.enrolled) {
+                (Ok(found), enrolled) => found.filter(|cgroup| Some(cgroup.id()) == enrolled),
+                (Err(_), Some(id)) => Cgroup::by_id(id).ok(),
+                (Err(_), None) => None,
+            };
             let missing = match &cgroup {
                 Some(cgroup) => self
                     .interceptor

@@ -43,7 +43,8 @@
 //! connections that a canary takes; [`app`] builds and joins the parts and binds everything, then
 //! [`daemon`] runs, until it stops or a [`handover`] gives everything to a new process; [`watchdog`]
 //! looks whether it does; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
-//! anything is touched; [`summary`] is a session in one line; [`cli`] is the command line.
+//! anything is touched; [`summary`] is a session in one line; [`helper`] does what needs more
+//! privilege, in a process of its own; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its
@@ -61,6 +62,7 @@ pub mod enrollment;
 pub mod error;
 pub mod groups;
 pub mod handover;
+pub mod helper;
 pub mod identity;
 pub mod metrics;
 pub mod names;

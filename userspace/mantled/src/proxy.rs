@@ -48,6 +48,7 @@ use tokio::{
 
 use crate::{
     config::Config,
+    helper::Helper,
     names::Names,
     tls::{Connectors, LiveConnectors},
     watchdog::Probes,
@@ -75,6 +76,8 @@ pub struct Context {
     pub resolvers: Vec<IpAddr>,
     /// The kernel's list of redirected connections.
     pub flows: Flows,
+    /// Who looks at processes.
+    pub helper: Helper,
     /// Which names the agents asked for.
     pub names: Arc<Names>,
     /// The network namespace of the listeners.
@@ -107,6 +110,7 @@ impl Context {
             connectors: LiveConnectors::new(connectors),
             resolvers,
             flows: self.flows.clone(),
+            helper: self.helper.clone(),
             names: Arc::clone(&self.names),
             netns: self.netns,
             changes: self.changes.clone(),

@@ -90,6 +90,12 @@ pub struct Process {
     /// Container id.
     #[serde(rename = "container.id", skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// "kernel": nobody could look at the process itself, so the executable is not known.
+    #[serde(
+        rename = "mantled.process.known_by",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub known_by: Option<&'static str>,
 }
 
 /// A server's certificate.

@@ -37,7 +37,11 @@ pub fn mount_point() -> Result<PathBuf, Error> {
 /// # Errors
 /// As reading `/proc/PID/cgroup`; the process may be gone.
 pub fn of_process(pid: u32) -> io::Result<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    path_in(&fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
+}
+
+/// The path in what `/proc/PID/cgroup` says.
+pub(crate) fn path_in(text: &str) -> io::Result<String> {
     text.lines()
         .find_map(|line| line.strip_prefix("0::"))
         .map(str::to_owned)
@@ -112,6 +116,33 @@ impl Cgroup {
         Self::open(&mount_point()?)
     }
 
+    /// The cgroup of this id, found by looking at all of them.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchCgroup`], [`Error::NoCgroup2`].
+    pub fn by_id(id: u64) -> Result<Self, Error> {
+        let found = subtree(&mount_point()?)
+            .into_iter()
+            .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == id));
+        let missing = || Error::NoSuchCgroup {
+            path: format!("number {id}"),
+        };
+        // Another one may have taken its place on the way.
+        let cgroup = Self::open(&found.ok_or_else(missing)?)?;
+        if cgroup.id() == id {
+            Ok(cgroup)
+        } else {
+            Err(missing())
+        }
+    }
+
+    /// Its path below the hierarchy's root, as [`of_process`] has it.
+    pub fn below_root(&self) -> String {
+        let root = mount_point().unwrap_or_default();
+        let below = self.path.strip_prefix(root).unwrap_or(&self.path);
+        format!("/{}", below.display())
+    }
+
     /// The cgroup of a systemd unit of the system: the directory of that name. Units lie below
     /// slices; what is below another unit (a container, a user's manager, a service with cgroups of
     /// its own) is not looked at, since names are chosen freely there.
@@ -163,16 +194,6 @@ impl Cgroup {
         }
     }
 
-    /// The cgroup with this id; None: it is gone, or cannot be looked for.
-    pub fn of_id(id: u64) -> Option<Self> {
-        let root = Self::root().ok()?;
-        let path = root
-            .subtree()
-            .into_iter()
-            .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == id))?;
-        Self::open(&path).ok()
-    }
-
     /// Makes a cgroup below the one of this process. Its own has no controllers to share out
     /// (it holds a process), so the new one may hold processes as well.
     ///
@@ -190,13 +211,6 @@ impl Cgroup {
     /// Its id: the inode number, which the kernel programs know it by.
     pub fn id(&self) -> u64 {
         self.id
-    }
-
-    /// Its path below the hierarchy's root: `/system.slice/x.service`.
-    pub fn name(&self) -> String {
-        let root = mount_point().unwrap_or_default();
-        let below = self.path.strip_prefix(&root).unwrap_or(&self.path);
-        format!("/{}", below.display())
     }
 
     /// Its path in the file system.
@@ -242,27 +256,9 @@ impl Cgroup {
         Ok(())
     }
 
-    /// It, and every cgroup below it.
-    fn subtree(&self) -> Vec<PathBuf> {
-        let mut found = vec![self.path.clone()];
-        let mut next = 0;
-        while let Some(directory) = found.get(next) {
-            let children: Vec<_> = fs::read_dir(directory)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|entry| entry.path())
-                .collect();
-            found.extend(children);
-            next += 1;
-        }
-        found
-    }
-
     /// The processes in it and below it.
     pub fn processes(&self) -> Vec<u32> {
-        self.subtree()
+        subtree(&self.path)
             .iter()
             .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
             .flat_map(|text| {
@@ -275,7 +271,7 @@ impl Cgroup {
 
     /// Its id, and those of the cgroups below it.
     pub fn ids(&self) -> Vec<u64> {
-        self.subtree()
+        subtree(&self.path)
             .iter()
             .filter_map(|directory| fs::metadata(directory).ok())
             .map(|metadata| metadata.ino())
@@ -300,6 +296,24 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// A cgroup's directory, and those of every cgroup below it.
+fn subtree(top: &Path) -> Vec<PathBuf> {
+    let mut found = vec![top.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = found.get(next) {
+        let children: Vec<_> = fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        found.extend(children);
+        next += 1;
+    }
+    found
 }
 
 impl AsFd for Cgroup {

@@ -1,6 +1,7 @@
 //! Who is the peer of a connection to the proxy, and where did it want to go?
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
@@ -195,7 +196,9 @@ impl Flows {
     /// # Errors
     /// As bpf(2).
     pub fn count_unsettled(&self) -> io::Result<u64> {
-        Ok(self.0.sessions.keys()?.len() as u64)
+        // A walk begins anew where an entry goes meanwhile, so some may come twice.
+        let ids: HashSet<u64> = self.0.sessions.keys()?.into_iter().collect();
+        Ok(ids.len() as u64)
     }
 
     /// Does this connection lack a record?

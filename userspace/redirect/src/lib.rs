@@ -3,7 +3,8 @@
 //! [`Interceptor`] loads the kernel programs, attaches them and enrols cgroups; [`Flows`] tells
 //! the proxy who a peer of its listener is and where it wanted to go; [`Names`] what the agent
 //! asked DNS before; [`Listeners`] are the sockets that the programs send connections to. The rest is what these need: [`cgroup`]s,
-//! the bpf file system ([`bpffs`]), connections that were there before ([`existing`]).
+//! the bpf file system ([`bpffs`]), connections that were there before ([`existing`]), what /proc
+//! tells of a [`process`].
 //!
 //! This crate and the kernel programs are the only places with unsafe code: system calls that no
 //! library wraps ([`sys`]), and the one closure that runs between fork and exec ([`spawn`]).
@@ -24,6 +25,7 @@ mod names;
 pub mod neighbours;
 mod object;
 mod pins;
+pub mod process;
 pub mod spawn;
 pub mod sys;
 

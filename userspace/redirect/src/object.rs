@@ -97,10 +97,15 @@ pub(crate) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)
         cause = current.source();
     }
     match errno {
-        // The verifier's EACCES comes with what it says; the privilege that is missing does not.
-        Some(libc::EPERM | libc::EACCES) if !text.contains("processed") => Error::Privilege {
-            action: action.to_owned(),
-        },
+        // The verifier's EACCES comes with what it says; the privilege that is missing does not,
+        // unless it is CAP_PERFMON, whose lack makes it stricter.
+        Some(libc::EPERM | libc::EACCES)
+            if !text.contains("processed") || text.contains("prohibited for !root") =>
+        {
+            Error::Privilege {
+                action: action.to_owned(),
+            }
+        }
         _ => Error::Kernel {
             action: action.to_owned(),
             reason: last_lines(&text, 12),

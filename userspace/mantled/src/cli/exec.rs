@@ -38,6 +38,7 @@ use crate::{
     config::{Config, DEFAULT_SOCKET, Mode},
     enrollment::group,
     groups::EXEC,
+    helper::Helper,
     summary::describe,
 };
 
@@ -112,6 +113,7 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
     let (copies, records) = mpsc::unbounded_channel();
     let options = Options {
         pins: None,
+        helper: Helper::Local,
         debug: verbose > 1,
         copies: Some(copies),
         lock: None,

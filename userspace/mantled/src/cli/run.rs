@@ -19,6 +19,7 @@ use crate::{
     app::{self, App, Options},
     config::DEFAULT_PATH,
     handover::Predecessor,
+    helper::Helper,
 };
 
 /// One daemon a host: two would take the pins from each other.
@@ -30,6 +31,10 @@ pub(super) struct Arguments {
     /// Configuration file.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+    /// Ask the `mantled helper` at this socket about processes, rather than looking at them with
+    /// privileges of this process.
+    #[arg(long, value_name = "SOCKET")]
+    helper: Option<PathBuf>,
     /// Take over from the daemon at standard input, which has started this one.
     #[arg(long, hide = true)]
     take_over: bool,
@@ -74,6 +79,7 @@ fn start(
     };
     let options = Options {
         pins: Some(Pins::default()),
+        helper: Helper::at(arguments.helper.as_deref()),
         debug: verbose > 1,
         copies: None,
         lock,

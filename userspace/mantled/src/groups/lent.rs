@@ -18,13 +18,13 @@ impl Wanted {
     /// The group of an `exec` that an earlier daemon has enrolled, and whose processes still run: it
     /// must not go on unprotected, though nobody holds it any more.
     pub fn orphan(id: u64, flows: &Flows) -> Option<(Self, Cgroup)> {
-        let cgroup = Cgroup::of_id(id)?;
+        let cgroup = Cgroup::by_id(id).ok()?;
         let name = cgroup.path().file_name()?.to_str()?;
         if !name.starts_with(EXEC) || cgroup.processes().is_empty() {
             return None;
         }
         let settings = flows.group(id).ok().flatten()?;
-        let target = Target::parse(&cgroup.name()).ok()?;
+        let target = Target::parse(&cgroup.below_root()).ok()?;
         let mut orphan = Self::new(target, settings, Origin::Exec);
         orphan.enrolled = Some(id);
         orphan.counted = orphan.enrolled;

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::{
     admin::{EndCount, OpenSession, Tally},
     error::{Cause, Failure},
+    identity,
     names::Found,
 };
 
@@ -317,13 +318,7 @@ impl Ledger {
         let started = SystemTime::now() - Duration::from_nanos(age);
         let mut record = new_record(started);
         describe(&mut record, peer);
-        record.process = Some(Process {
-            pid: peer.flow.pid,
-            name: mantled_redirect::events::text(&peer.flow.comm),
-            uid: peer.flow.uid,
-            gid: peer.flow.gid,
-            ..Process::default()
-        });
+        record.process = Some(identity::of_kernel(peer));
         record.verdict = Verdict::Aborted;
         record.error = Some(Cause::Stopped.name());
         record.reason = Some(reason.to_owned());

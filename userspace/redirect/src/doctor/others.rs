@@ -103,5 +103,7 @@ fn enrolled() -> Vec<Cgroup> {
         .and_then(Map::<u64, mantled_abi::Group>::new)
         .and_then(|groups| groups.keys())
         .unwrap_or_default();
-    ids.into_iter().filter_map(Cgroup::of_id).collect()
+    ids.into_iter()
+        .filter_map(|id| Cgroup::by_id(id).ok())
+        .collect()
 }

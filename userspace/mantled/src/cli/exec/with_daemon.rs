@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Arguments, mode: Mode) -> Result<(), Exit> {
     let cgroup = create_cgroup()?;
     let guard = Guard::start(&cgroup)?;
     let request = Request::Exec {
-        cgroup: cgroup.name(),
+        cgroup: cgroup.below_root(),
         mode,
     };
     let tenancy = Tenancy::begin(&arguments.socket, &request).map_err(Exit::failed)?;
