@@ -5,10 +5,12 @@
 
 mod bench;
 mod demo;
+mod kernels;
 mod lint;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

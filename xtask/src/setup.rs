@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::sh::{self, Needs};
+use crate::{
+    kernels,
+    sh::{self, Needs},
+};
 
 /// Install what the repository needs
 #[derive(clap::Args)]
@@ -27,6 +30,8 @@ enum Purpose {
     Lab,
     /// The lab, load generators, and the proxies to compare with
     Bench,
+    /// An emulator, and kernels of several releases of Debian to run the lab on
+    Vm,
 }
 
 impl Purpose {
@@ -44,7 +49,7 @@ impl Default for Setup {
 impl Setup {
     pub(crate) fn run(self) -> Result<()> {
         let wants = |purpose| self.purposes.contains(&purpose);
-        let lab = wants(Purpose::Lab) || wants(Purpose::Bench);
+        let lab = wants(Purpose::Lab) || wants(Purpose::Bench) || wants(Purpose::Vm);
         let compiler = wants(Purpose::Build).then(Compiler::choose);
         let linker_missing = wants(Purpose::Build) && !LINKER.is_there();
 
@@ -79,6 +84,9 @@ impl Setup {
         }
         if wants(Purpose::Bench) {
             install_python("envoy", ENVOY)?;
+        }
+        if wants(Purpose::Vm) {
+            kernels::install()?;
         }
         Ok(())
     }
