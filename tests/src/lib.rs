@@ -89,6 +89,15 @@ pub fn mantled() -> Result<PathBuf> {
     })
 }
 
+/// By what limits are multiplied: `MANTLED_LAB_PATIENCE`, for a machine that is emulated; else 1.
+/// What a test measures itself goes through this too.
+pub fn patience() -> u32 {
+    std::env::var("MANTLED_LAB_PATIENCE")
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(1)
+}
+
 /// Runs a command to its end, at most `limit`, and returns what it printed.
 ///
 /// # Errors
@@ -125,6 +134,7 @@ pub fn succeed(command: &mut Command) -> Result<String> {
 /// # Errors
 /// It does not end in time; then it is killed.
 pub fn wait(child: Child, limit: Duration) -> Result<Output> {
+    let limit = limit * patience();
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
@@ -146,6 +156,7 @@ pub fn eventually<T>(
     limit: Duration,
     mut done: impl FnMut() -> Option<T>,
 ) -> Result<T> {
+    let limit = limit * patience();
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = done() {

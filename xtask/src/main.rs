@@ -6,11 +6,13 @@
 mod bench;
 mod demo;
 mod dist;
+mod kernels;
 mod lint;
 mod rootfs;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

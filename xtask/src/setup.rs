@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    dist, rootfs,
+    dist, kernels, rootfs,
     sh::{self, Needs},
 };
 
@@ -32,6 +32,8 @@ pub(crate) enum Purpose {
     Bench,
     /// What `cargo xtask dist` needs besides
     Dist,
+    /// An emulator, and kernels of several releases of Debian to run the lab on
+    Vm,
 }
 
 impl Purpose {
@@ -55,7 +57,7 @@ impl Setup {
 
     pub(crate) fn run(self) -> Result<()> {
         let wants = |purpose| self.purposes.contains(&purpose);
-        let lab = wants(Purpose::Lab) || wants(Purpose::Bench);
+        let lab = wants(Purpose::Lab) || wants(Purpose::Bench) || wants(Purpose::Vm);
         let compiler = wants(Purpose::Build).then(Compiler::choose);
         let linker_missing = wants(Purpose::Build) && !LINKER.is_there();
 
@@ -100,6 +102,9 @@ impl Setup {
         }
         if wants(Purpose::Bench) {
             install_python("envoy", ENVOY)?;
+        }
+        if wants(Purpose::Vm) {
+            kernels::install()?;
         }
         Ok(())
     }
