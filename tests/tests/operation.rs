@@ -263,6 +263,13 @@ fn a_daemon_that_hangs_is_killed_and_started_again() -> Result<()> {
     let before = installed.daemon()?;
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(installed.daemon()?, before, "it says that it lives");
+    // Nor is it killed because nobody tells it of processes.
+    let helper = ["mantled-helper.socket", "mantled-helper.service"];
+    machine.exec(&["systemctl", "stop", helper[0], helper[1]])?;
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(installed.daemon()?, before, "it says that it lives");
+    installed.says_refused()?;
+    machine.exec(&["systemctl", "start", helper[0]])?;
     machine.exec(&["systemctl", "kill", "--signal=STOP", "mantled"])?;
     eventually("the next daemon", SOON, || {
         let ready = machine.property("mantled", "ActiveState").ok()? == "active";

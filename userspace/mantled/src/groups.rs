@@ -491,6 +491,10 @@ impl Groups {
 
     /// Nobody inside of an enrolled group may change what holds for it, root or not.
     fn admit(&self, caller: u32) -> Result<(), String> {
+        // The watchdog, the metrics and SIGHUP, also while there is no helper to ask.
+        if caller == std::process::id() {
+            return Ok(());
+        }
         let context = self.live.current();
         let path = context
             .helper
