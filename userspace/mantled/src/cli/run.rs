@@ -35,6 +35,9 @@ pub(super) struct Arguments {
     /// privileges of this process.
     #[arg(long, value_name = "SOCKET")]
     helper: Option<PathBuf>,
+    /// Where the unit shows /sys/fs/bpf/mantled to a daemon that must not see what is around it.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    pins: Option<PathBuf>,
     /// Take over from the daemon at standard input, which has started this one.
     #[arg(long, hide = true)]
     take_over: bool,
@@ -78,7 +81,12 @@ fn start(
         None => Some(lock()?),
     };
     let options = Options {
-        pins: Some(Pins::default()),
+        pins: Some(
+            arguments
+                .pins
+                .as_deref()
+                .map_or_else(Pins::default, Pins::at),
+        ),
         helper: Helper::at(arguments.helper.as_deref()),
         debug: verbose > 1,
         copies: None,

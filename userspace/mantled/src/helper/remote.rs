@@ -76,11 +76,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn unexpected(answer: Option<Answer>) -> io::Error {
+/// The answer to what was asked on this connection.
+fn answer(connection: &OwnedFd, request: &Request) -> io::Result<Answer> {
+    protocol::send(connection, request).map_err(told)?;
+    next(connection)
+}
+
+/// The next packet of an answer.
+fn next(connection: &OwnedFd) -> io::Result<Answer> {
+    let hung_up = || io::Error::new(io::ErrorKind::UnexpectedEof, "the helper hung up");
+    protocol::receive(connection)
+        .map_err(told)?
+        .ok_or_else(hung_up)
+}
+
+/// An error, in words: at the end of our patience the kernel says "try again".
+fn told(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the helper does not answer in time",
+        ),
+        _ => error,
+    }
+}
+
+fn unexpected(answer: Answer) -> io::Error {
     match answer {
-        None => io::Error::new(io::ErrorKind::UnexpectedEof, "the helper hung up"),
-        Some(Answer::Refused { reason }) => io::Error::other(format!("the helper: {reason}")),
-        Some(_) => io::Error::other(
+        Answer::Refused { reason } => io::Error::other(format!("the helper: {reason}")),
+        _ => io::Error::other(
             "the helper answered something else; restart it, it is of another version",
         ),
     }
@@ -123,14 +147,14 @@ impl Remote {
         match asking.await.map_err(io::Error::other)?? {
             Answer::Process { cgroup, executable } => Ok(Seen::Process { cgroup, executable }),
             Answer::Gone {} => Ok(Seen::Gone),
-            other => Err(unexpected(Some(other))),
+            other => Err(unexpected(other)),
         }
     }
 
     pub(super) fn cgroup_of(&self, pid: u32) -> io::Result<String> {
         match self.ask(&Request::CgroupOf { pid })? {
             Answer::Cgroup { path } => Ok(path),
-            other => Err(unexpected(Some(other))),
+            other => Err(unexpected(other)),
         }
     }
 
@@ -141,7 +165,7 @@ impl Remote {
         }
         let listed = self.list(cgroup);
         *unlistable_until = match &listed {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(Instant::now() + PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Some(Instant::now() + PAUSE),
             _ => None,
         };
         listed
@@ -153,23 +177,24 @@ impl Remote {
             sockets: Vec::new(),
             hidden: 0,
         };
-        protocol::send(&conversation.connection, &Request::Sockets { cgroup })?;
+        let mut page = answer(&conversation.connection, &Request::Sockets { cgroup })?;
         loop {
-            match protocol::receive(&conversation.connection)? {
-                Some(Answer::Sockets {
+            match page {
+                Answer::Sockets {
                     sockets,
                     hidden,
                     more,
-                }) => {
+                } => {
                     let sockets = sockets.into_iter().map(Socket::from);
                     conversation.sockets.extend(sockets);
                     conversation.hidden = hidden;
                     if conversation.sockets.len() > SOCKETS {
-                        return Err(unexpected(None));
+                        return Err(io::Error::other("the helper lists more than it may"));
                     }
                     if !more {
                         return Ok(conversation);
                     }
+                    page = next(&conversation.connection)?;
                 }
                 other => return Err(unexpected(other)),
             }
@@ -190,8 +215,7 @@ impl Remote {
 
     /// A connection that has failed is closed, so that no answer meets a later question.
     fn ask_on(&self, connection: OwnedFd, request: &Request) -> io::Result<Answer> {
-        protocol::send(&connection, request)?;
-        let answer = protocol::receive(&connection)?.ok_or_else(|| unexpected(None))?;
+        let answer = answer(&connection, request)?;
         let mut idle = lock(&self.idle);
         if idle.len() < ASKING {
             idle.push(connection);
@@ -209,7 +233,8 @@ impl Remote {
         let limit = TimeVal::milliseconds(patience.as_millis() as i64);
         setsockopt(&connection, sockopt::ReceiveTimeout, &limit)?;
         setsockopt(&connection, sockopt::SendTimeout, &limit)?;
-        connect(connection.as_raw_fd(), &UnixAddr::new(&self.socket)?)?;
+        connect(connection.as_raw_fd(), &UnixAddr::new(&self.socket)?)
+            .map_err(|error| told(error.into()))?;
         Ok(connection)
     }
 
@@ -263,14 +288,11 @@ impl Conversation {
     pub(super) fn end(&self, places: &[usize]) -> Vec<End> {
         let mut ends = Vec::with_capacity(places.len());
         for page in places.chunks(PAGE) {
-            let answer = protocol::send(
-                &self.connection,
-                &Request::End {
-                    places: page.to_vec(),
-                },
-            )
-            .and_then(|()| match protocol::receive(&self.connection)? {
-                Some(Answer::Ended { results }) if results.len() == page.len() => Ok(results),
+            let request = Request::End {
+                places: page.to_vec(),
+            };
+            let answer = answer(&self.connection, &request).and_then(|answer| match answer {
+                Answer::Ended { results } if results.len() == page.len() => Ok(results),
                 other => Err(unexpected(other)),
             });
             match answer {
