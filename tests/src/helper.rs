@@ -24,18 +24,15 @@ pub const DAEMON_USER: u32 = 61_001;
 /// The helper's user.
 pub const HELPER_USER: u32 = 61_002;
 
-/// Keeps the bpf file system, /proc and /run/mantled from the daemon as its unit does, and becomes
+/// Keeps /proc and /run/mantled from the daemon, and shows it its pins, as its unit does, and becomes
 /// the rest. `$0` is the daemon's user, `$1` an empty directory, `$2` the helper's socket.
 const UNIT: &str = r#"
 user=$0 aside=$1 helper=$2
 shift 2
 mount --bind /sys/fs/bpf/mantled "$aside"
-mount -t tmpfs -o mode=755 tmpfs /sys/fs/bpf
-mkdir /sys/fs/bpf/mantled
-mount --bind "$aside" /sys/fs/bpf/mantled
 mount -t tmpfs -o mode=755,uid="$user" tmpfs /run/mantled
 mount -t proc -o hidepid=invisible,subset=pid proc /proc
-exec "$@" --helper "$helper"
+exec "$@" --helper "$helper" --pins "$aside"
 "#;
 
 /// The capabilities that a unit's file gives, without `CAP_` and in lower case.

@@ -40,7 +40,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const ENTER: &str = r#"
 for group in $1; do echo $$ >"$group/cgroup.procs"; done
 shift
-exec unshare --mount sh -ec 'mount -t bpf bpf /sys/fs/bpf; exec "$@"' sh "$@"
+exec unshare --mount sh -ec 'mount -t bpf -o mode=0700 bpf /sys/fs/bpf; exec "$@"' sh "$@"
 "#;
 
 /// A booted machine. It is switched off when it is dropped.

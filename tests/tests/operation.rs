@@ -316,5 +316,14 @@ fn reloading_a_file_with_a_mistake_fails_and_changes_nothing() -> Result<()> {
     machine.write("/etc/mantled/mantled.toml", &right)?;
     machine.exec(&["systemctl", "reload", "mantled"])?;
     assert_eq!(installed.daemon()?, daemon, "the same process");
-    installed.says_refused()
+    installed.says_refused()?;
+
+    // One that has taken over is no child of systemd's, and is waited for all the same.
+    machine.exec(&["mantled", "upgrade"])?;
+    installed.says("7000 served")?;
+    let ends = || Ok::<_, anyhow::Error>(machine.journal("mantled")?.matches("stopped").count());
+    let before = ends()?;
+    machine.exec(&["systemctl", "stop", "mantled"])?;
+    assert!(ends()? > before, "{}", machine.journal("mantled")?);
+    Ok(())
 }

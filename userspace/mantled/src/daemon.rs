@@ -237,20 +237,20 @@ impl Life<'_> {
         reply: oneshot::Sender<Result<Answered, String>>,
         groups: Groups,
     ) {
-        let _ = sd_notify::notify(&[NotifyState::MainPid(successor.pid())]);
+        let _ = sd_notify::notify(&[NotifyState::MainPid(successor.pid)]);
         self.phase.send_replace(Phase::Succeeded);
         // Its programs are not attached any more.
         drop(groups);
         let draining = self.live.current().ledger.open_sessions();
         tracing::info!(
-            successor = successor.pid(),
+            successor = successor.pid,
             version = successor.version,
             sessions = draining,
             "a new process serves; this one carries its sessions to their end"
         );
         let _ = reply.send(Ok(Reply::Upgraded {
             version: successor.version.clone(),
-            pid: successor.pid(),
+            pid: successor.pid,
             draining,
         }
         .into()));

@@ -24,6 +24,13 @@ impl Default for Pins {
 }
 
 impl Pins {
+    /// In another directory of a bpf file system: a unit may see the usual one there alone.
+    pub fn at(base: &Path) -> Self {
+        Self {
+            base: base.to_owned(),
+        }
+    }
+
     /// The directory of this version's layout.
     pub(crate) fn current(&self) -> PathBuf {
         self.base.join(format!("v{}", abi::VERSION))

@@ -18,7 +18,7 @@ use super::{Exit, load, runtime};
 use crate::{
     app::{self, App, Options},
     config::DEFAULT_PATH,
-    handover::Predecessor,
+    handover::{self, Predecessor},
     helper::Helper,
 };
 
@@ -35,12 +35,21 @@ pub(super) struct Arguments {
     /// privileges of this process.
     #[arg(long, value_name = "SOCKET")]
     helper: Option<PathBuf>,
+    /// Where the unit shows /sys/fs/bpf/mantled to a daemon that must not see what is around it.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    pins: Option<PathBuf>,
     /// Take over from the daemon at standard input, which has started this one.
     #[arg(long, hide = true)]
     take_over: bool,
+    /// Start the daemon that takes over, and end.
+    #[arg(long, hide = true)]
+    start_successor: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
+    if arguments.start_successor {
+        return handover::start_and_leave().map_err(Exit::failed);
+    }
     let predecessor = if arguments.take_over {
         let predecessor = Predecessor::of_stdin().map_err(|error| {
             Exit::failed(format!("--take-over is for `mantled upgrade` ({error})"))
@@ -78,7 +87,12 @@ fn start(
         None => Some(lock()?),
     };
     let options = Options {
-        pins: Some(Pins::default()),
+        pins: Some(
+            arguments
+                .pins
+                .as_deref()
+                .map_or_else(Pins::default, Pins::at),
+        ),
         helper: Helper::at(arguments.helper.as_deref()),
         debug: verbose > 1,
         copies: None,
