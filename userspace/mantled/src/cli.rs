@@ -187,7 +187,7 @@ fn start_logging(verbose: u8) {
     }
     let text = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(false)
         .with_target(false);
     registry.with(text).init();
 }

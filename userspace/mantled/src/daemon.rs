@@ -98,7 +98,8 @@ impl App {
                 completeness.clone(),
             ))
             .with(follow_names(names, phases.clone()))
-            .with(follow_trust(live.clone()));
+            .with(follow_trust(live.clone()))
+            .with(pass_on_the_end(predecessor.clone(), phases.clone()));
 
         let groups = Groups {
             interceptor,
@@ -117,8 +118,10 @@ impl App {
         };
         let served = life.serve(groups, socket, handed, proxy).await;
         if let Some(predecessor) = predecessor {
-            // What it still carries ends as what is carried here does.
-            predecessor.end();
+            if *phases.borrow() != Phase::Succeeded {
+                predecessor.end();
+            }
+            // The successor takes the end of this process for the end of both.
             let _ = spawn_blocking(move || predecessor.gone()).await;
         }
         background.end().await;
@@ -334,6 +337,21 @@ async fn follow_trust(live: Live) {
             () = context.connectors.follow(&context.config, replaced) => return,
             () = live.replaced_since(&context) => {}
         }
+    }
+}
+
+/// What the predecessor still carries ends when what is carried here must: not at an upgrade.
+async fn pass_on_the_end(
+    predecessor: Option<Arc<Predecessor>>,
+    mut phases: watch::Receiver<Phase>,
+) {
+    if let Some(predecessor) = predecessor
+        && phases
+            .wait_for(|phase| *phase == Phase::Stopping)
+            .await
+            .is_ok()
+    {
+        predecessor.end();
     }
 }
 

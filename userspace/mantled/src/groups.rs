@@ -288,8 +288,6 @@ impl Groups {
         if call.request == Request::Upgrade {
             match self.admit(call.caller) {
                 Ok(()) if self.upgrade.is_none() => {
-                    // Only the last one can have sessions that nobody tells to end.
-                    self.end_predecessor();
                     self.upgrade = Some(Preparing {
                         started: spawn_blocking(Successor::start),
                         reply: call.reply,
