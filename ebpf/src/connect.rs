@@ -3,8 +3,8 @@
 //! Attached at the root of the cgroup tree and decided by the task that calls, not by the cgroup
 //! in which the socket was made: a socket that was made before enrolment, or came in as a
 //! descriptor, is caught as well. The order of the questions is the policy:
-//! not enrolled, this host, bypassed, no listener here, known to be unreachable, no daemon; whoever
-//! passes them all goes to the proxy.
+//! not enrolled, this host, bypassed, not of the share, no listener here, known to be unreachable, no
+//! daemon; whoever passes them all goes to the proxy.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -19,12 +19,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mantled_abi::{
-    Address, Bypass, COUNT_BYPASSED, COUNT_DOWN_PASSED, COUNT_DOWN_REFUSED, COUNT_LOCAL,
-    COUNT_NAMESPACE_PASSED, COUNT_NAMESPACE_REFUSED, COUNT_NO_STORAGE, COUNT_REDIRECTED,
-    COUNT_UNREACHABLE, DOWN_OPEN, Destination, EVENT_DOWN_PASSED, EVENT_DOWN_REFUSED,
-    EVENT_NAMESPACE_PASSED, EVENT_NAMESPACE_REFUSED, Flow, Listener, MAPPED, MODE_ENFORCE,
-    MODE_RESOLVER, MODE_SURVEY, Socket, VERDICT_BYPASSED, VERDICT_FAILED_OPEN, VERDICT_REDIRECTED,
-    VERDICT_SURVEYED,
+    Address, Bypass, COUNT_BYPASSED, COUNT_DOWN_PASSED, COUNT_DOWN_REFUSED, COUNT_LEFT_OUT,
+    COUNT_LOCAL, COUNT_NAMESPACE_PASSED, COUNT_NAMESPACE_REFUSED, COUNT_NO_STORAGE,
+    COUNT_REDIRECTED, COUNT_UNREACHABLE, DOWN_OPEN, Destination, EVENT_DOWN_PASSED,
+    EVENT_DOWN_REFUSED, EVENT_NAMESPACE_PASSED, EVENT_NAMESPACE_REFUSED, Flow, Listener, MAPPED,
+    MODE_ENFORCE, MODE_OBSERVE, MODE_RESOLVER, MODE_SURVEY, SHARES, Socket, VERDICT_BYPASSED,
+    VERDICT_FAILED_OPEN, VERDICT_REDIRECTED, VERDICT_SURVEYED,
 };
 
 use crate::{
@@ -35,7 +35,10 @@ use crate::{
     datagram,
     event::tell,
     group::{self, Enrolled},
-    maps::{BYPASS4, BYPASS6, CONFIG, LISTENERS, LIVENESS, RESOLVERS, SOCKETS, UNREACHABLE, count},
+    maps::{
+        BYPASS4, BYPASS6, CONFIG, LISTENERS, LIVENESS, RESOLVERS, SOCKETS, UNREACHABLE, count,
+        count_left_out,
+    },
 };
 
 /// The system call goes on.
@@ -89,6 +92,11 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     if is_bypassed(&flow.destination, flow.port as u16) {
         count(COUNT_BYPASSED);
         return pass_as(ctx, &mut state, VERDICT_BYPASSED);
+    }
+    if enrolled.group.mode == MODE_OBSERVE && is_left_out(flow.cookie, enrolled.group.left_out) {
+        count(COUNT_LEFT_OUT);
+        count_left_out(enrolled.id);
+        return PASS;
     }
     let Some(listener) = listener_of(flow.netns) else {
         if enrolled.group.mode == MODE_ENFORCE {
@@ -161,6 +169,20 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 pub fn stays_here(device: u32) -> bool {
     device == 0 || device == LOOPBACK_DEVICE
+}
+
+/// Is this one of the connections that go past the proxy? By a hash of the socket's cookie, which
+/// stays the same for its life; cookies themselves come in runs. The proxy's share is at the low end,
+/// so that a share that is raised keeps the sockets that it had.
+#[inline(always)]
+fn is_left_out(cookie: u64, left_out: u32) -> bool {
+    // The finalizer of MurmurHash3: every bit of the cookie changes every bit of the hash.
+    let mut hash = cookie ^ (cookie >> 33);
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^= hash >> 33;
+    hash % u64::from(SHARES) + u64::from(left_out) >= u64::from(SHARES)
 }
 
 /// Is the destination, with this port, listed under `bypass`?

@@ -6,8 +6,10 @@
 //! here spell the one instruction out.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{bpf_sock, bpf_sock_addr},
-    programs::SockAddrContext,
+    helpers::generated::bpf_skb_load_bytes,
+    programs::{SkBuffContext, SockAddrContext},
 };
 use mantled_abi::{Address, MAPPED};
 
@@ -143,4 +145,36 @@ pub fn set_user(ctx: &SockAddrContext, family: Family, address: &Address, port: 
         }
     }
     store!(sa, bpf_sock_addr, user_port, port.to_be());
+}
+
+/// Copies `length` bytes of the packet, or as many as fit, and tells how many. None are a failure.
+///
+/// The verifier has to see both bounds on the register that the helper gets. Before Linux 6.8 it
+/// learns nothing from a comparison with zero, so what is compared is the length less one.
+#[inline(always)]
+pub fn copy_packet<const N: usize>(
+    ctx: &SkBuffContext,
+    offset: u32,
+    length: u64,
+    bytes: &mut [u8; N],
+) -> Option<u32> {
+    let mut length = length.min(N as u64).wrapping_sub(1);
+    // SAFETY: a move of the register to itself; the compiler forgets what it knows of the value,
+    // and says to the verifier again what it has to know.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) length, options(nostack, nomem)) };
+    if length >= N as u64 {
+        return None;
+    }
+    // SAFETY: an addition to the register, which the compiler does not merge with the comparison.
+    unsafe { core::arch::asm!("{0} += 1", inout(reg) length, options(nostack, nomem)) };
+    // SAFETY: `bytes` has room for `length`.
+    let result = unsafe {
+        bpf_skb_load_bytes(
+            ctx.as_ptr(),
+            offset,
+            bytes.as_mut_ptr().cast(),
+            length as u32,
+        )
+    };
+    (result == 0).then_some(length as u32)
 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use mantled_abi::{
-    Address, COUNT_DATAGRAM_REFUSED, COUNT_RELAYED, EVENT_DATAGRAM_REFUSED, Listener, MAPPED,
+    Address, COUNT_DATAGRAM_REFUSED, COUNT_RELAYED, EVENT_DATAGRAM_REFUSED, Flow, Listener, MAPPED,
     MODE_ENFORCE, Socket, Source, VERDICT_RELAYED,
 };
 
@@ -28,7 +28,7 @@ use crate::{
     egress::{Packet, full_socket},
     event::tell,
     group::{self, Enrolled},
-    maps::{DATAGRAMS, RELAYED, SOCKETS, count},
+    maps::{DATAGRAMS, RELAYED, SOCKETS, count, count_bypass_attempt},
 };
 
 const DNS: u32 = 53;
@@ -98,7 +98,13 @@ pub fn judge(
     {
         return relay(ctx, family, listener, state);
     }
+    refuse_datagram(protocol, flow)
+}
+
+#[inline(always)]
+fn refuse_datagram(protocol: u32, flow: &Flow) -> i32 {
     count(COUNT_DATAGRAM_REFUSED);
+    count_bypass_attempt(flow.group);
     tell(EVENT_DATAGRAM_REFUSED, protocol, flow);
     refuse(EPERM)
 }
@@ -121,9 +127,7 @@ fn relay(ctx: &SockAddrContext, family: Family, listener: &Listener, state: &mut
             && (known.flow.destination != flow.destination || known.flow.port != flow.port)
     });
     if other {
-        count(COUNT_DATAGRAM_REFUSED);
-        tell(EVENT_DATAGRAM_REFUSED, UDP, flow);
-        return refuse(EPERM);
+        return refuse_datagram(UDP, flow);
     }
     let proxy: Address = if is_mapped(&flow.destination) {
         [0, 0, MAPPED, LOOPBACK4]

@@ -12,7 +12,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
-    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns, generated::bpf_skb_load_bytes},
+    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns},
     programs::SkBuffContext,
 };
 use mantled_abi::{
@@ -22,7 +22,7 @@ use mantled_abi::{
 
 use crate::{
     connect::is_resolver,
-    context::load,
+    context::{copy_packet, load},
     egress::{DNS, DROP, PASS, Packet, UDP},
     group,
     maps::{ANSWERS, QUERIES, QUERY, count},
@@ -162,21 +162,5 @@ fn cookie(ctx: &SkBuffContext) -> u64 {
 fn copy<const N: usize>(ctx: &SkBuffContext, offset: usize, bytes: &mut [u8; N]) -> Option<u32> {
     const { assert!(N == QUERY_BYTES || N == ANSWER_BYTES) };
     let length = u64::from(load!(ctx.skb.skb, __sk_buff, len)).checked_sub(offset as u64)?;
-    let mut length = if length > N as u64 { N as u64 } else { length };
-    // The verifier has to see the bounds on the register that the helper gets.
-    // SAFETY: a move of the register to itself; the compiler forgets what it knows of the value.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) length, options(nostack, nomem)) };
-    if length == 0 || length > N as u64 {
-        return None;
-    }
-    // SAFETY: `bytes` has room for `length`.
-    let result = unsafe {
-        bpf_skb_load_bytes(
-            ctx.as_ptr(),
-            offset as u32,
-            bytes.as_mut_ptr().cast(),
-            length as u32,
-        )
-    };
-    (result == 0).then_some(length as u32)
+    copy_packet(ctx, offset as u32, length, bytes)
 }

@@ -26,7 +26,7 @@ use crate::{
     datagram, dns,
     event::tell,
     group,
-    maps::{INBOUND, SOCKETS, count},
+    maps::{INBOUND, SOCKETS, count, count_bypass_attempt},
     survey,
 };
 
@@ -139,6 +139,7 @@ pub fn judge(ctx: &SkBuffContext) -> i32 {
         }
     }
     count(COUNT_DROPPED);
+    count_bypass_attempt(enrolled.id);
     flow.group = enrolled.id;
     // SAFETY: the helper takes the context.
     flow.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

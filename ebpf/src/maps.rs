@@ -6,11 +6,12 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock},
     helpers::generated::bpf_sk_storage_get,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use mantled_abi::{
-    Address, Bypass, COUNTERS as COUNTER_COUNT, Config, Destination, Flow, Group, Listener,
-    NameEntry, NameKey, Query, QueryKey, Socket, Source, SurveyKey, Surveyed, Unreachable,
+    Address, Bypass, COUNTERS as COUNTER_COUNT, Config, Destination, Flow, Group, GroupCounts,
+    Listener, NameEntry, NameKey, Query, QueryKey, Socket, Source, SurveyKey, Surveyed,
+    Unreachable,
 };
 
 const NO_PREALLOC: usize = 1;
@@ -83,6 +84,12 @@ pub static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(4096, N
 /// Enrolled cgroups by id. Full: enrolment fails, and says so.
 #[map]
 pub static GROUPS: HashMap<u64, Group> = HashMap::with_max_entries(4096, 0);
+
+/// What is counted of each enrolled cgroup, one set a CPU. User space makes the entry before it
+/// enrols and takes it after it has withdrawn. Full: enrolment fails, and says so.
+#[map]
+pub static GROUP_COUNTS: PerCpuHashMap<u64, GroupCounts> =
+    PerCpuHashMap::with_max_entries(4096, NO_PREALLOC as u32);
 
 /// What was decided about a socket. Memory that cannot be had: the connection is refused.
 #[btf_map]
@@ -182,12 +189,36 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 #[inline(always)]
 pub fn count(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // The BPF target of this compiler has no atomic types; the instruction has always existed.
-        // SAFETY: one atomic addition to this CPU's slot of a map value, which is aligned and
-        // valid while the program runs.
-        unsafe {
-            core::arch::asm!("lock *(u64 *)({p} + 0) += {v}", p = in(reg) counter,
-                v = in(reg) 1_u64, options(nostack))
-        };
+        add_one::<0>(counter);
     }
+}
+
+/// Counts something that an enrolled group sent past the proxy, which was dropped or refused.
+#[inline(always)]
+pub fn count_bypass_attempt(group: u64) {
+    const AT: usize = core::mem::offset_of!(GroupCounts, bypass_attempts);
+    if let Some(counts) = GROUP_COUNTS.get_ptr_mut(group) {
+        add_one::<AT>(counts.cast());
+    }
+}
+
+/// Counts a connection of an enrolled group that went past the proxy, as it should.
+#[inline(always)]
+pub fn count_left_out(group: u64) {
+    const AT: usize = core::mem::offset_of!(GroupCounts, left_out);
+    if let Some(counts) = GROUP_COUNTS.get_ptr_mut(group) {
+        add_one::<AT>(counts.cast());
+    }
+}
+
+/// Adds one to the word `AT` bytes into this CPU's slot of a map value.
+#[inline(always)]
+fn add_one<const AT: usize>(value: *mut u64) {
+    // The BPF target of this compiler has no atomic types; the instruction has always existed.
+    // SAFETY: one atomic addition inside this CPU's slot of a map value, which is aligned and
+    // valid while the program runs.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({p} + {o}) += {v}", p = in(reg) value, o = const AT,
+            v = in(reg) 1_u64, options(nostack))
+    };
 }

@@ -5,18 +5,16 @@
 //! in clear and goes on in TLS counts as both.
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::bpf_skb_load_bytes,
     programs::SkBuffContext,
 };
 use mantled_abi::{
-    Address, COUNT_SURVEY_FULL, FIRST_BYTES, FirstBytes, Flow, MODE_SURVEY, SurveyKey, Surveyed,
+    Address, COUNT_SURVEY_FULL, FirstBytes, Flow, MODE_SURVEY, SurveyKey, Surveyed,
     VERDICT_SURVEYED,
 };
 
 use crate::{
-    context::{LOOPBACK_DEVICE, is_local, load},
+    context::{LOOPBACK_DEVICE, copy_packet, is_local, load},
     egress::{Packet, TCP, UDP, full_socket, is_inbound},
     group::{self, Enrolled},
     maps::{SEEN, SOCKETS, SURVEY, SURVEYED, count},
@@ -216,27 +214,8 @@ fn keep(ctx: &SkBuffContext, start: u32, length: u32, first: &mut FirstBytes) {
     if first.length != 0 {
         return;
     }
-    let mut length = u64::from(length);
-    if length > FIRST_BYTES as u64 {
-        length = FIRST_BYTES as u64;
-    }
-    // SAFETY: a move of the register to itself; the compiler forgets what it knows of the value,
-    // and says to the verifier again what it has to know.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) length, options(nostack, nomem)) };
-    if length == 0 || length > FIRST_BYTES as u64 {
-        return;
-    }
-    // SAFETY: there is room for `length` bytes.
-    let result = unsafe {
-        bpf_skb_load_bytes(
-            ctx.as_ptr(),
-            start,
-            first.bytes.as_mut_ptr().cast(),
-            length as u32,
-        )
-    };
-    if result == 0 {
-        first.length = length as u32;
+    if let Some(copied) = copy_packet(ctx, start, u64::from(length), &mut first.bytes) {
+        first.length = copied;
     }
 }
 

@@ -26,7 +26,7 @@ use mantled_tests::{Lab, succeed};
 use crate::{process::Cpus, report::Report, site::Site, turn::Load};
 
 const USAGE: &str = "usage: bench [--rounds N] [--quick] [--paths NAME,...] [--output DIRECTORY] \
-                     [--revision TEXT]";
+                     [--revision TEXT] | bench --sessions N [--paths NAME,...]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -53,6 +53,8 @@ struct Options {
     paths: Option<Vec<String>>,
     output: PathBuf,
     revision: String,
+    /// Only so many idle sessions, and the memory that each of them takes.
+    sessions: Option<usize>,
 }
 
 impl Options {
@@ -63,6 +65,7 @@ impl Options {
             paths: None,
             output: PathBuf::from("target/bench"),
             revision: "unknown".into(),
+            sessions: None,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -73,6 +76,7 @@ impl Options {
             let value = words.next().context(USAGE)?;
             match *word {
                 "--rounds" => options.rounds = Some(value.parse().context("--rounds")?),
+                "--sessions" => options.sessions = Some(value.parse().context("--sessions")?),
                 "--paths" => options.paths = Some(value.split(',').map(str::to_owned).collect()),
                 "--output" => options.output = value.into(),
                 "--revision" => options.revision = (*value).to_owned(),
@@ -120,6 +124,18 @@ fn run(options: &Options) -> Result<()> {
         succeed(lab.host.command("sysctl").args(["-qw", setting]))?;
     }
     let site = Site::start(&lab, &cpus)?;
+    if let Some(sessions) = options.sessions {
+        for path in paths.iter().filter(|path| path.is_proxy()) {
+            let sample = turn::idle(&lab, &site, path.as_ref(), sessions)
+                .with_context(|| format!("{} with {sessions} sessions", path.name()))?;
+            println!(
+                "{:<13} {sessions} sessions at once, each of which works before and after: {}",
+                path.name(),
+                report::memory(&sample)
+            );
+        }
+        return Ok(());
+    }
     let mut report = Report::new(
         &lab,
         &paths,

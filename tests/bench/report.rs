@@ -434,6 +434,15 @@ pub(crate) fn brief(sample: &Sample) -> String {
     )
 }
 
+/// What idle sessions take.
+pub(crate) fn memory(sample: &Sample) -> String {
+    let told: Vec<String> = sample
+        .iter()
+        .map(|(name, value)| format!("{name} {}", number(*value)))
+        .collect();
+    told.join(", ")
+}
+
 /// Three digits that mean something.
 fn number(value: f64) -> String {
     let digits = match value.abs() {

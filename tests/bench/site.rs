@@ -192,8 +192,8 @@ fn nginx(lab: &Lab) -> String {
     );
     format!(
         "user root;\ndaemon off;\nworker_processes 1;\npid {directory}/nginx.pid;\n\
-         error_log stderr warn;\nworker_rlimit_nofile 16384;\n\
-         events {{ worker_connections 8192; }}\n\
+         error_log stderr warn;\nworker_rlimit_nofile 65536;\n\
+         events {{ worker_connections 32768; }}\n\
          http {{\n  access_log off;\n  sendfile on;\n  keepalive_timeout 600s;\n  \
          keepalive_requests 1000000000;\n  ssl_protocols TLSv1.3;\n  ssl_ecdh_curve X25519;\n  \
          ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384;\n{servers}}}\n"

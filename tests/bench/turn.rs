@@ -79,6 +79,21 @@ pub(crate) fn measure(
     Ok(sample)
 }
 
+/// A turn with nothing but idle sessions.
+pub(crate) fn idle(lab: &Lab, site: &Site, path: &dyn Path, sessions: usize) -> Result<Sample> {
+    let running = path.start(lab)?;
+    let turn = Turn {
+        lab,
+        site,
+        path,
+        running: running.as_ref(),
+    };
+    turn.ready()?;
+    let mut sample = Sample::new();
+    turn.idle(sessions, &mut sample)?;
+    Ok(sample)
+}
+
 struct Turn<'a> {
     lab: &'a Lab,
     site: &'a Site,

@@ -14,7 +14,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{Group, Lab, eventually, mantled, succeed};
+use crate::{Group, Lab, eventually, mantled, patience, succeed};
 
 /// `mantled run` on the lab's host. When it is dropped it is stopped and everything of it is
 /// detached.
@@ -102,7 +102,7 @@ impl Daemon {
 
     fn wait_ready(&mut self) -> Result<()> {
         let before = self.log().matches(" ready").count();
-        for _ in 0..500 {
+        for _ in 0..500 * patience() {
             if self.log().matches(" ready").count() > before || self.log().ends_with(" ready\n") {
                 return Ok(());
             }

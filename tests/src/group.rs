@@ -84,12 +84,24 @@ impl Drop for Group {
 
 /// Where the cgroup v2 hierarchy is mounted.
 pub(crate) fn hierarchy() -> Result<PathBuf> {
+    mounted(|kind, _| kind == "cgroup2")?.context("no cgroup v2 hierarchy")
+}
+
+/// Where systemd's own hierarchy of version 1 is mounted, on hosts that have both versions.
+pub(crate) fn systemd_hierarchy() -> Result<Option<PathBuf>> {
+    mounted(|kind, options| {
+        kind == "cgroup" && options.split(',').any(|option| option == "name=systemd")
+    })
+}
+
+fn mounted(wanted: impl Fn(&str, &str) -> bool) -> Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
-    mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find_map(|fields| (fields.get(2) == Some(&"cgroup2")).then(|| PathBuf::from(fields[1])))
-        .context("no cgroup v2 hierarchy")
+    Ok(mounts.lines().find_map(|line| {
+        let [_, path, kind, options, ..] = line.split(' ').collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        wanted(kind, options).then(|| PathBuf::from(path))
+    }))
 }
 
 /// Ends what runs in a group, and removes it with those below it.

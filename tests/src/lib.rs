@@ -3,7 +3,9 @@
 //! A [`Lab`] is two network namespaces joined by a veth pair: "the host" with daemon and agents,
 //! "the site" with servers. A [`Group`] is a cgroup for agents, and a [`Container`] is one more place
 //! for them. [`Daemon`] runs the real binary.
-//! Everything ends and is removed when it is dropped.
+//! A [`Machine`] is a Debian that systemd has booted on the host's end of the wire; [`Installed`] is
+//! one with the real [`Package`] and a legacy agent as a unit. A [`Load`] is an agent that makes so
+//! many connections a second. Everything ends and is removed when it is dropped.
 //!
 //! The tests need root and a kernel that runs mantled's programs. Where these are missing a test
 //! says so and passes; in CI (`CI=true`) it fails.
@@ -16,7 +18,12 @@ mod daemon;
 mod dns;
 mod group;
 mod held;
+mod helper;
+mod installed;
+mod load;
+mod machine;
 mod netns;
+mod package;
 mod postgres;
 mod program;
 mod server;
@@ -31,7 +38,12 @@ pub use daemon::Daemon;
 pub use dns::FalseResolver;
 pub use group::Group;
 pub use held::Held;
+pub use helper::{DAEMON_USER, HELPER_USER, Helper, as_unit, capabilities};
+pub use installed::Installed;
+pub use load::{Load, Tally};
+pub use machine::Machine;
 pub use netns::{HOST_V4, HOST_V6, Lab, Namespace, SITE_V4, SITE_V6};
+pub use package::Package;
 pub use postgres::{PASSWORD, Postgres};
 pub use program::{MAIL_PASSWORD, Program, delivered};
 pub use server::Server;
@@ -80,6 +92,15 @@ pub fn mantled() -> Result<PathBuf> {
     })
 }
 
+/// By what limits are multiplied: `MANTLED_LAB_PATIENCE`, for a machine that is emulated; else 1.
+/// What a test measures itself goes through this too.
+pub fn patience() -> u32 {
+    std::env::var("MANTLED_LAB_PATIENCE")
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(1)
+}
+
 /// Runs a command to its end, at most `limit`, and returns what it printed.
 ///
 /// # Errors
@@ -116,6 +137,7 @@ pub fn succeed(command: &mut Command) -> Result<String> {
 /// # Errors
 /// It does not end in time; then it is killed.
 pub fn wait(child: Child, limit: Duration) -> Result<Output> {
+    let limit = limit * patience();
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
@@ -137,6 +159,7 @@ pub fn eventually<T>(
     limit: Duration,
     mut done: impl FnMut() -> Option<T>,
 ) -> Result<T> {
+    let limit = limit * patience();
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = done() {

@@ -105,16 +105,31 @@ impl Server {
         let config = tls_config(leaf)?;
         Self::start(namespace, address, port, move |mut stream| {
             dialogue(&mut stream)?;
-            let session = ServerConnection::new(Arc::clone(&config)).map_err(io::Error::other)?;
-            let mut stream = StreamOwned::new(session, stream);
-            let result = serve(&mut stream);
-            stream.conn.send_close_notify();
-            let _ = stream.flush();
-            // Closing with something unread would reset the connection, and a goodbye that is
-            // still on its way with it.
-            let _ = stream.sock.shutdown(Shutdown::Write);
-            let _ = io::copy(&mut stream.sock, &mut io::sink());
-            result
+            serve_tls(&config, stream, &serve)
+        })
+    }
+
+    /// Starts one that speaks TLS with those who begin with it, and in clear with all others. It
+    /// sends back what it gets: who depends on the proxy to be safe is served without it as well.
+    ///
+    /// # Errors
+    /// As [`Self::start_tls`].
+    pub fn start_either(
+        namespace: &Namespace,
+        address: IpAddr,
+        port: u16,
+        leaf: &Leaf,
+    ) -> Result<Self> {
+        /// The first byte of a ClientHello's record.
+        const HANDSHAKE: u8 = 0x16;
+        let config = tls_config(leaf)?;
+        Self::start(namespace, address, port, move |stream| {
+            let mut first = [0];
+            if stream.peek(&mut first)? == 1 && first == [HANDSHAKE] {
+                serve_tls(&config, stream, &echo)
+            } else {
+                echo_in_clear(&stream)
+            }
         })
     }
 
@@ -123,10 +138,7 @@ impl Server {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_plain_echo(namespace: &Namespace, address: IpAddr, port: u16) -> Result<Self> {
-        Self::start(namespace, address, port, |stream| {
-            io::copy(&mut stream.try_clone()?, &mut &stream)?;
-            stream.shutdown(Shutdown::Both)
-        })
+        Self::start(namespace, address, port, |stream| echo_in_clear(&stream))
     }
 
     /// Starts one that speaks TLS and sends back what it gets, until the end of the stream.
@@ -139,15 +151,7 @@ impl Server {
         port: u16,
         leaf: &Leaf,
     ) -> Result<Self> {
-        Self::start_tls(namespace, address, port, leaf, |stream| {
-            let mut buffer = vec![0; 65536];
-            loop {
-                match stream.read(&mut buffer)? {
-                    0 => return Ok(()),
-                    length => stream.write_all(&buffer[..length])?,
-                }
-            }
-        })
+        Self::start_tls(namespace, address, port, leaf, echo)
     }
 
     /// How many connections it has accepted.
@@ -160,6 +164,38 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+fn serve_tls(
+    config: &Arc<ServerConfig>,
+    stream: TcpStream,
+    serve: &impl Fn(&mut StreamOwned<ServerConnection, TcpStream>) -> io::Result<()>,
+) -> io::Result<()> {
+    let session = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+    let mut stream = StreamOwned::new(session, stream);
+    let result = serve(&mut stream);
+    stream.conn.send_close_notify();
+    let _ = stream.flush();
+    // Closing with something unread would reset the connection, and a goodbye that is
+    // still on its way with it.
+    let _ = stream.sock.shutdown(Shutdown::Write);
+    let _ = io::copy(&mut stream.sock, &mut io::sink());
+    result
+}
+
+fn echo(stream: &mut StreamOwned<ServerConnection, TcpStream>) -> io::Result<()> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => stream.write_all(&buffer[..length])?,
+        }
+    }
+}
+
+fn echo_in_clear(stream: &TcpStream) -> io::Result<()> {
+    io::copy(&mut stream.try_clone()?, &mut &*stream)?;
+    stream.shutdown(Shutdown::Both)
 }
 
 fn tls_config(leaf: &Leaf) -> Result<Arc<ServerConfig>> {

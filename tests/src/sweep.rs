@@ -18,7 +18,10 @@ use crate::{group, mantled, run, succeed};
 /// # Errors
 /// No cgroup v2 hierarchy, no `ip`, or no binary under test.
 pub(crate) fn sweep() -> Result<()> {
-    let groups = orphans(&group::hierarchy()?, &["mantled-test-"]);
+    let mut groups = orphans(&group::hierarchy()?, &["mantled-test-"]);
+    if let Some(systemd) = group::systemd_hierarchy()? {
+        groups.extend(orphans(&systemd, &["mantled-test-"]));
+    }
     let namespaces = orphans(
         Path::new("/run/netns"),
         &["mantled-host-", "mantled-site-", "mantled-other-"],

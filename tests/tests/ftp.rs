@@ -153,10 +153,15 @@ fn transfers_that_go_otherwise_than_wished() -> Result<()> {
     assert_eq!(printed, expected);
     // The server does not connect for the two transfers that it refuses in active mode.
     let records = daemon.settled_records(1 + 5 + 3)?;
-    let declined = |record: &&Value| record["error.type"] == "upstream_closed";
-    assert_eq!(records.iter().filter(declined).count(), 2, "{records:#?}");
+    // In passive mode it closes its listener, before or after the proxy has reached it.
+    let (declined, others): (Vec<&Value>, Vec<&Value>) = records.iter().partition(|record| {
+        record["error.type"] == "upstream_closed" || record["error.type"] == "dial_failed"
+    });
+    assert_eq!(declined.len(), 2, "{records:#?}");
     for record in &records {
         assert_eq!(record["network.protocol.name"], "ftp", "{record:#}");
+    }
+    for record in others {
         assert_eq!(record["mantled.verdict"], "allowed", "{record:#}");
     }
     Ok(())

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use mantled_tests::{
-    Capture, Daemon, Group, SITE_V4, Server, assert_clean, lab, mantled, run, succeed,
+    Capture, Daemon, Group, SITE_V4, Server, assert_clean, lab, mantled, patience, run, succeed,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
@@ -60,7 +60,7 @@ fn killed_and_closed_agents_are_refused_until_it_is_back() -> Result<()> {
         assert!(said.contains("Connection refused"), "{said}");
     }
     assert!(
-        killed.elapsed() < Duration::from_secs(5),
+        killed.elapsed() < Duration::from_secs(5) * patience(),
         "refused at once, not timed out"
     );
     // A capture of nothing proves nothing: somebody outside of the group uses the wire.
@@ -246,53 +246,5 @@ fn a_unit_is_followed_from_one_cgroup_to_the_next() -> Result<()> {
             (daemon.log().matches("has stopped").count() == round).then_some(())
         })?;
     }
-    Ok(())
-}
-
-#[test]
-fn the_units_capabilities_are_enough() -> Result<()> {
-    let lab = lab!();
-    let unit = include_str!("../../systemd/mantled.service");
-    let capabilities = unit
-        .lines()
-        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
-        .context("the unit bounds no capabilities")?;
-    let bounding = capabilities
-        .split(' ')
-        .fold("-all".to_owned(), |list, name| {
-            format!("{list},+{}", name.trim_start_matches("CAP_").to_lowercase())
-        });
-    // systemd mounts the bpf file system; here a daemon with all privileges does.
-    let group = Group::new()?;
-    drop(Daemon::start(&lab, &group, "enforce", "")?);
-    let leaf = lab.authority.leaf(&["10.99.0.2"])?;
-    let server = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
-    let daemon = Daemon::start_under(
-        &lab,
-        &[
-            "setpriv",
-            "--no-new-privs",
-            &format!("--bounding-set={bounding}"),
-        ],
-        &format!(
-            "[[enroll]]\ncgroup = \"{}\"\nmode = \"enforce\"\n",
-            group.path().display()
-        ),
-    )?;
-    // As another user: the executable of its process must be readable all the same.
-    let mut agent = group.command(&lab.host, "setpriv");
-    agent.args([
-        "--reuid=nobody",
-        "--clear-groups",
-        AGENT,
-        "echo",
-        &server.address.to_string(),
-        SECRET,
-    ]);
-    succeed(&mut agent)?;
-    let records = daemon.settled_records(1)?;
-    assert_eq!(records[0]["mantled.path"], "verified");
-    assert_eq!(records[0]["process.executable.path"], AGENT);
-    assert_eq!(records[0]["process.user.id"], 65534);
     Ok(())
 }

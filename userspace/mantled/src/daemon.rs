@@ -14,10 +14,12 @@ use tokio::{
 };
 
 use crate::{
-    admin::{self, Reply},
+    admin::{self, Answered, Reply},
     app::{App, KILLED},
+    completeness::Completeness,
     groups::{Groups, Upgrade},
     handover::{Predecessor, Successor},
+    metrics,
     names::Names,
     namespaces,
     proxy::{Live, Phase, Server, ledger::Ledger},
@@ -57,6 +59,7 @@ impl App {
             writer,
             lock,
             predecessor,
+            completeness,
         } = self;
         let context = live.current();
         let (flows, ledger) = (context.flows.clone(), context.ledger.clone());
@@ -100,21 +103,24 @@ impl App {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         tracing::info!("ready");
         let background = Background::default()
-            .with(log_events(events, ledger.clone(), watch))
+            .with(log_events(events, watch))
             .with(sweep(
                 flows.clone(),
                 ledger.clone(),
                 phases.clone(),
                 predecessor.clone(),
+                completeness.clone(),
             ))
             .with(follow_names(names, phases.clone()))
-            .with(follow_trust(live.clone()));
+            .with(follow_trust(live.clone()))
+            .with(pass_on_the_end(predecessor.clone(), phases.clone()));
 
         let groups = Groups {
             interceptor,
             state,
             live: live.clone(),
             wanted,
+            completeness,
             predecessor: predecessor.clone(),
             upgrade: None,
         };
@@ -126,8 +132,10 @@ impl App {
         };
         let served = life.serve(groups, socket, handed, proxy).await;
         if let Some(predecessor) = predecessor {
-            // What it still carries ends as what is carried here does.
-            predecessor.end();
+            if *phases.borrow() != Phase::Succeeded {
+                predecessor.end();
+            }
+            // The successor takes the end of this process for the end of both.
             let _ = spawn_blocking(move || predecessor.gone()).await;
         }
         background.end().await;
@@ -174,6 +182,10 @@ impl Life<'_> {
             let (calls, mut called) = mpsc::channel(1);
             let background = Background::default()
                 .with(admin::on_hangup(answers, calls.clone()))
+                .with(metrics::serve(
+                    self.live.current().config.admin().metrics,
+                    calls.clone(),
+                ))
                 .with(watchdog::run(
                     self.live.clone(),
                     self.address,
@@ -239,25 +251,26 @@ impl Life<'_> {
     async fn succeeded(
         &mut self,
         mut successor: Successor,
-        reply: oneshot::Sender<Result<Reply, String>>,
+        reply: oneshot::Sender<Result<Answered, String>>,
         groups: Groups,
     ) {
-        let _ = sd_notify::notify(&[NotifyState::MainPid(successor.pid())]);
+        let _ = sd_notify::notify(&[NotifyState::MainPid(successor.pid)]);
         self.phase.send_replace(Phase::Succeeded);
         // Its programs are not attached any more.
         drop(groups);
         let draining = self.live.current().ledger.open_sessions();
         tracing::info!(
-            successor = successor.pid(),
+            successor = successor.pid,
             version = successor.version,
             sessions = draining,
             "a new process serves; this one carries its sessions to their end"
         );
         let _ = reply.send(Ok(Reply::Upgraded {
             version: successor.version.clone(),
-            pid: successor.pid(),
+            pid: successor.pid,
             draining,
-        }));
+        }
+        .into()));
         let phase = self.phase.clone();
         let mut stop = self.stop.clone();
         // Not the context itself: records are written to the end when the last of it is gone.
@@ -341,9 +354,24 @@ async fn follow_trust(live: Live) {
     }
 }
 
+/// What the predecessor still carries ends when what is carried here must: not at an upgrade.
+async fn pass_on_the_end(
+    predecessor: Option<Arc<Predecessor>>,
+    mut phases: watch::Receiver<Phase>,
+) {
+    if let Some(predecessor) = predecessor
+        && phases
+            .wait_for(|phase| *phase == Phase::Stopping)
+            .await
+            .is_ok()
+    {
+        predecessor.end();
+    }
+}
+
 /// Logs what the kernel programs refuse and drop. What they say of network namespaces has these
 /// looked at.
-async fn log_events(mut events: Events, ledger: Ledger, watch: Watch) {
+async fn log_events(mut events: Events, watch: Watch) {
     let mut second = Instant::now();
     let (mut logged, mut suppressed) = (0, 0_u64);
     loop {
@@ -354,9 +382,6 @@ async fn log_events(mut events: Events, ledger: Ledger, watch: Watch) {
                 return;
             }
         };
-        if matches!(event.kind, Kind::Dropped | Kind::DatagramRefused) {
-            ledger.bypass_attempt(event.group);
-        }
         if matches!(
             event.kind,
             Kind::NamespaceSeen | Kind::NamespaceRefused | Kind::NamespacePassed
@@ -420,10 +445,14 @@ async fn sweep(
     ledger: Ledger,
     phases: watch::Receiver<Phase>,
     predecessor: Option<Arc<Predecessor>>,
+    completeness: Completeness,
 ) {
     if let Some(predecessor) = predecessor {
         let since = mantled_redirect::sys::monotonic();
         let _ = spawn_blocking(move || predecessor.gone()).await;
+        if let Err(error) = completeness.begin() {
+            tracing::warn!(%error, "the kernel's counters cannot be read");
+        }
         write_lost(&flows, &ledger, KILLED, |peer| peer.flow.at < since);
     }
     let mut ticks = interval(SWEEP);

@@ -3,29 +3,34 @@
 //! A group is wanted by the configuration or by a command, and is enrolled whenever its cgroup is
 //! there: a unit that starts again has a new one.
 
+mod lent;
 mod reload;
+mod unconfirmed;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
-
-use mantled_redirect::{
-    Error, Interceptor, abi,
-    cgroup::{self, Cgroup},
-    existing::Existing,
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
 };
+
+use mantled_redirect::{Error, Interceptor, abi, cgroup::Cgroup};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, block_in_place, spawn_blocking},
     time::{MissedTickBehavior, interval},
 };
 
+pub use self::lent::EXEC;
 use crate::{
-    admin::{Call, GroupStatus, Reply, Request, Status},
+    admin::{Answered, Call, GroupStatus, Reply, Request, Status, Tally},
     app::bypass_entries,
+    completeness::Completeness,
     config::{Enrollment, Inbound, Mode, OnDown, Target},
-    enrollment,
+    enrollment::{self, Existing},
     handover::{Predecessor, Successor},
     proxy::{Context, Live},
-    state::{Saved, StateFile},
+    share::Share,
+    state::{Revert, Saved, StateFile},
 };
 
 /// How often cgroups are looked for. A unit that starts is unprotected for this long at most; then
@@ -35,6 +40,11 @@ const FOLLOW: Duration = Duration::from_millis(200);
 /// Units that resolve names for others, who ask them by other ways than DNS (nss-resolve, nscd).
 /// Their own queries tell which names addresses may have been asked for.
 const RESOLVERS: [&str; 2] = ["systemd-resolved.service", "nscd.service"];
+
+/// Peers that are named to the operator at most; the rest is counted.
+const NAMED_PEERS: usize = 10;
+/// Sessions that are told at once.
+const MOST_SESSIONS: usize = 256;
 
 /// Of a group whose cgroup another one has: the first one decides.
 pub const TAKEN: &str = "its cgroup is enrolled already, by another name, and that one decides how";
@@ -46,6 +56,8 @@ pub enum Origin {
     Configuration,
     /// `mantled enroll`.
     Command,
+    /// `mantled exec`, for as long as it runs.
+    Exec,
     /// This host's resolvers are listened to, nothing else.
     Resolver,
 }
@@ -65,6 +77,10 @@ pub struct Wanted {
     pub counted: Option<u64>,
     /// Why it could not be enrolled, as it was told last.
     pub trouble: Option<String>,
+    /// When it goes back to what it was before, and what that is.
+    revert: Option<(Instant, Revert)>,
+    /// Of an `exec`: closed once that is gone.
+    holder: Option<oneshot::Sender<()>>,
 }
 
 /// Ends when a successor is prepared, or could not be; then who asked is told.
@@ -87,20 +103,28 @@ async fn prepared(upgrade: &mut Option<Preparing>) -> Option<Upgrade> {
 }
 
 impl Wanted {
-    /// One that the configuration enrols.
-    pub fn configured(enrollment: &Enrollment) -> Self {
+    /// One that is not enrolled yet.
+    pub fn new(target: Target, settings: abi::Group, origin: Origin) -> Self {
         Self {
-            target: enrollment.target().clone(),
-            settings: enrollment::group(
-                enrollment.mode(),
-                enrollment.on_daemon_down(),
-                enrollment.inbound(),
-            ),
-            origin: Origin::Configuration,
+            target,
+            settings,
+            origin,
             enrolled: None,
             counted: None,
             trouble: None,
+            revert: None,
+            holder: None,
         }
+    }
+
+    /// One that the configuration enrols.
+    pub fn configured(enrollment: &Enrollment) -> Self {
+        let settings = enrollment::group(
+            enrollment.mode(),
+            enrollment.on_daemon_down(),
+            enrollment.inbound(),
+        );
+        Self::new(enrollment.target().clone(), settings, Origin::Configuration)
     }
 
     /// One that a command has enrolled.
@@ -108,30 +132,43 @@ impl Wanted {
     /// # Errors
     /// The target is none.
     pub fn saved(saved: &Saved) -> Result<Self, String> {
-        Ok(Self {
-            target: Target::parse(&saved.target)?,
-            settings: enrollment::group(saved.mode, saved.on_daemon_down, saved.inbound),
-            origin: Origin::Command,
-            enrolled: None,
-            counted: None,
-            trouble: None,
-        })
+        let settings = abi::Group {
+            left_out: saved.canary.unwrap_or(Share::ALL).left_out(),
+            ..enrollment::group(saved.mode, saved.on_daemon_down, saved.inbound)
+        };
+        let mut wanted = Self::new(Target::parse(&saved.target)?, settings, Origin::Command);
+        // From here on the clock may be set: how long it is, is known.
+        wanted.revert = saved
+            .revert
+            .clone()
+            .map(|revert| (Instant::now() + revert.left(), revert));
+        Ok(wanted)
+    }
+
+    /// As it is kept.
+    fn as_saved(&self) -> Saved {
+        Saved {
+            target: self.target.to_string(),
+            mode: self.mode(),
+            inbound: self.inbound(),
+            on_daemon_down: self.on_daemon_down(),
+            canary: Some(self.share()).filter(|share| *share != Share::ALL),
+            revert: self.revert.as_ref().map(|(_, revert)| revert.clone()),
+        }
     }
 
     /// The resolvers of this host. Nothing of theirs is redirected.
     pub fn resolvers() -> impl Iterator<Item = Self> {
         RESOLVERS.iter().filter_map(|name| {
-            Some(Self {
-                target: Target::parse(name).ok()?,
-                settings: abi::Group {
-                    mode: abi::MODE_RESOLVER,
-                    ..abi::Group::default()
-                },
-                origin: Origin::Resolver,
-                enrolled: None,
-                counted: None,
-                trouble: None,
-            })
+            let settings = abi::Group {
+                mode: abi::MODE_RESOLVER,
+                ..abi::Group::default()
+            };
+            Some(Self::new(
+                Target::parse(name).ok()?,
+                settings,
+                Origin::Resolver,
+            ))
         })
     }
 
@@ -171,6 +208,10 @@ impl Wanted {
         }
     }
 
+    fn share(&self) -> Share {
+        Share::except(self.settings.left_out)
+    }
+
     fn inbound(&self) -> Inbound {
         match self.settings.inbound {
             abi::INBOUND_ALLOW => Inbound::Allow,
@@ -196,6 +237,8 @@ pub struct Groups {
     pub wanted: Vec<Wanted>,
     /// Where those of commands are kept.
     pub state: StateFile,
+    /// Is there a record for every connection?
+    pub completeness: Completeness,
     /// The daemon from which this one has taken over.
     pub predecessor: Option<Arc<Predecessor>>,
     /// A successor that prepares itself.
@@ -206,7 +249,7 @@ pub struct Groups {
 #[derive(Debug)]
 pub struct Preparing {
     started: JoinHandle<Result<Successor, String>>,
-    reply: oneshot::Sender<Result<Reply, String>>,
+    reply: oneshot::Sender<Result<Answered, String>>,
 }
 
 /// A successor that is prepared, and who is to hear that it serves.
@@ -215,7 +258,7 @@ pub struct Upgrade {
     /// The successor.
     pub successor: Successor,
     /// Who asked for it.
-    pub reply: oneshot::Sender<Result<Reply, String>>,
+    pub reply: oneshot::Sender<Result<Answered, String>>,
 }
 
 impl Groups {
@@ -225,7 +268,14 @@ impl Groups {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = ticks.tick() => self.follow(),
+                _ = ticks.tick() => {
+                    // The successor reverts and withdraws by itself what is due from now on.
+                    if self.upgrade.is_none() {
+                        self.revert_due();
+                        self.end_leases();
+                    }
+                    self.follow();
+                }
                 Some(call) = calls.recv() => self.take(call),
                 upgrade = prepared(&mut self.upgrade) => if let Some(upgrade) = upgrade {
                     return upgrade;
@@ -238,8 +288,6 @@ impl Groups {
         if call.request == Request::Upgrade {
             match self.admit(call.caller) {
                 Ok(()) if self.upgrade.is_none() => {
-                    // Only the last one can have sessions that nobody tells to end.
-                    self.end_predecessor();
                     self.upgrade = Some(Preparing {
                         started: spawn_blocking(Successor::start),
                         reply: call.reply,
@@ -257,7 +305,9 @@ impl Groups {
             return;
         }
         // The successor has read the configuration and the state already.
-        let answer = if self.upgrade.is_some() && call.request != Request::Status {
+        let answer = if self.upgrade.is_some()
+            && !matches!(call.request, Request::Status | Request::Sessions { .. })
+        {
             Err("an upgrade is under way; ask again when it has ended".to_owned())
         } else {
             self.answer(call.request, call.caller)
@@ -330,14 +380,18 @@ impl Groups {
         if cgroup.as_ref().map(Cgroup::id) == wanted.enrolled {
             return;
         }
-        if let Some(gone) = wanted.enrolled.take()
-            && let Err(error) = self.interceptor.withdraw(gone)
-        {
-            tracing::warn!(%error, group = %wanted.target, "its last cgroup could not be withdrawn");
+        if let Some(gone) = wanted.enrolled.take() {
+            match self.interceptor.withdraw(gone) {
+                // The counts are the group's, whatever its cgroup.
+                Ok(counted) => self.live.current().ledger.add(gone, counted),
+                Err(error) => {
+                    tracing::warn!(%error, group = %wanted.target, "its last cgroup could not be withdrawn");
+                }
+            }
         }
         let Some(cgroup) = cgroup else {
             wanted.trouble = None;
-            if wanted.origin != Origin::Resolver {
+            if matches!(wanted.origin, Origin::Configuration | Origin::Command) {
                 tracing::info!(
                     group = %wanted.target,
                     "has stopped; it is enrolled when it starts"
@@ -348,7 +402,7 @@ impl Groups {
         if others.contains(&cgroup.id()) {
             return wanted.tell(TAKEN.to_owned());
         }
-        match self.enroll_now(&cgroup, wanted.settings) {
+        match self.enroll_now(&cgroup, wanted.settings, false) {
             Ok(_) => {
                 wanted.trouble = None;
                 wanted.enrolled = Some(cgroup.id());
@@ -365,6 +419,7 @@ impl Groups {
         &mut self,
         cgroup: &Cgroup,
         settings: abi::Group,
+        reset: bool,
     ) -> Result<Option<Existing>, Error> {
         let context = self.live.current();
         enrollment::enroll(
@@ -373,40 +428,77 @@ impl Groups {
             &context.resolvers,
             cgroup,
             settings,
+            reset,
+            &context.helper,
         )
     }
 
-    fn answer(&mut self, request: Request, caller: u32) -> Result<Reply, String> {
+    fn answer(&mut self, request: Request, caller: u32) -> Result<Answered, String> {
         self.admit(caller)?;
+        // What is asked is asked of what holds now.
+        self.revert_due();
         match request {
             Request::Enroll {
                 target,
                 mode,
                 inbound,
                 on_daemon_down,
+                canary,
+                reset,
+                revert_after,
             } => {
+                if mode == Mode::Enforce && canary.is_some_and(|share| share != Share::ALL) {
+                    return Err("a canary is for observe mode: what is left out of it goes past mantled, and enforce lets nothing past".to_owned());
+                }
                 let on_daemon_down =
                     on_daemon_down.unwrap_or(self.live.current().config.on_daemon_down_for(mode));
-                self.enroll(&Saved {
-                    target,
+                // As it is kept, whichever way it was typed.
+                let target = Target::parse(&target)?;
+                let revert = match revert_after {
+                    Some(seconds) => {
+                        let before = self.commanded(&target).map(Wanted::as_saved);
+                        Some(Revert::after(Duration::from_secs(seconds), before)?)
+                    }
+                    None => None,
+                };
+                let saved = Saved {
+                    target: target.to_string(),
                     mode,
                     inbound: inbound.unwrap_or(mode.default_inbound()),
                     on_daemon_down,
-                })
+                    canary,
+                    revert,
+                };
+                self.enroll(saved, reset).map(Answered::from)
             }
-            Request::Withdraw { target } => self.withdraw(&target),
-            Request::Reload => block_in_place(|| self.reload()),
+            Request::Confirm { target } => self.confirm(&target).map(Answered::from),
+            Request::Exec { cgroup, mode } => self.lend(&cgroup, mode),
+            Request::Withdraw { target } => self.withdraw(&target).map(Answered::from),
+            Request::Sessions { most } => Ok(Reply::Sessions(
+                self.live.current().ledger.newest(most.min(MOST_SESSIONS)),
+            )
+            .into()),
+            Request::Reload => block_in_place(|| self.reload()).map(Answered::from),
             // See `take`.
             Request::Upgrade => Err("an upgrade is not answered here".to_owned()),
-            Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Status => self
+                .status()
+                .map(|status| Reply::Status(Box::new(status)).into()),
         }
     }
 
     /// Nobody inside of an enrolled group may change what holds for it, root or not.
     fn admit(&self, caller: u32) -> Result<(), String> {
-        let path = cgroup::of_process(caller)
+        // The watchdog, the metrics and SIGHUP, also while there is no helper to ask.
+        if caller == std::process::id() {
+            return Ok(());
+        }
+        let context = self.live.current();
+        let path = context
+            .helper
+            .cgroup_of(caller)
             .map_err(|error| format!("the caller's cgroup cannot be told ({error}); refused"))?;
-        match self.live.current().flows.group_around(&path) {
+        match context.flows.group_around(&path) {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(format!(
                 "the caller is in {path}, which is enrolled; ask from outside of it"
@@ -417,8 +509,8 @@ impl Groups {
         }
     }
 
-    fn enroll(&mut self, saved: &Saved) -> Result<Reply, String> {
-        let mut new = Wanted::saved(saved)?;
+    fn enroll(&mut self, saved: Saved, reset: bool) -> Result<Reply, String> {
+        let mut new = Wanted::saved(&saved)?;
         self.refuse_configured(&new.target)?;
         let cgroup = new.find().map_err(|error| error.to_string())?;
         if let (None, Target::Cgroup(path)) = (&cgroup, &new.target) {
@@ -427,56 +519,61 @@ impl Groups {
             };
             return Err(missing.to_string());
         }
+        if let Some(cgroup) = &cgroup {
+            self.refuse_taken(cgroup, &new.target)?;
+        }
+        // Kept before it holds: what does not outlive the daemon is not begun.
+        let mut kept = self.kept();
+        kept.retain(|other| other.target != saved.target);
+        kept.push(saved);
+        self.state.store(kept).map_err(|error| {
+            format!(
+                "the enrolment of {} cannot be kept ({error}), so nothing was changed; make the state directory writable",
+                new.target
+            )
+        })?;
         let mut found = None;
         if let Some(cgroup) = &cgroup {
-            let other = self.wanted.iter().find(|wanted| {
-                wanted.enrolled == Some(cgroup.id())
-                    && wanted.target != new.target
-                    && wanted.origin != Origin::Resolver
-            });
-            if let Some(other) = other {
-                return Err(format!(
-                    "that cgroup is enrolled already, as {}; withdraw that first",
-                    other.target
-                ));
-            }
-            found = self
-                .enroll_now(cgroup, new.settings)
-                .map_err(|error| error.to_string())?;
-            new.enrolled = Some(cgroup.id());
-            new.counted = new.enrolled;
-            let context = self.live.current();
-            context.ledger.count(cgroup.id(), None);
-            context.judge_again();
-            // A resolver that is enrolled is an agent like any other.
-            for resolver in &mut self.wanted {
-                if resolver.origin == Origin::Resolver && resolver.enrolled == new.enrolled {
-                    resolver.enrolled = None;
+            match self.apply(cgroup, &mut new, reset) {
+                Ok(existing) => found = existing,
+                Err(error) => {
+                    self.save_or_tell();
+                    return Err(error.to_string());
                 }
             }
         }
-        let known = self
-            .wanted
-            .iter_mut()
-            .find(|wanted| wanted.target == new.target && wanted.origin == Origin::Command);
-        match known {
+        match self.commanded_mut(&new.target) {
             // A cgroup that it had before is withdrawn when the groups are followed.
-            Some(known) if new.enrolled.is_none() => known.settings = new.settings,
+            Some(known) if new.enrolled.is_none() => {
+                known.settings = new.settings;
+                known.revert = new.revert;
+            }
             Some(known) => *known = new,
             None => self.wanted.push(new),
         }
-        // It holds already: the operator has to know when it would not outlive the daemon.
-        self.save().map_err(|error| {
-            format!(
-                "{} is enrolled, but that could not be kept ({error}), so a restart forgets it; make the state directory writable and enrol it again",
-                saved.target
-            )
-        })?;
-        Ok(Reply::Enrolled {
-            cgroup: cgroup.map(|cgroup| cgroup.path().display().to_string()),
-            ended: found.as_ref().map_or(0, |found| found.ended),
-            listening: found.map_or_else(Vec::new, |found| found.listening),
-        })
+        Ok(enrolled(cgroup.as_ref(), found))
+    }
+
+    /// Enrols this cgroup as it is wanted.
+    fn apply(
+        &mut self,
+        cgroup: &Cgroup,
+        wanted: &mut Wanted,
+        reset: bool,
+    ) -> Result<Option<Existing>, Error> {
+        let found = self.enroll_now(cgroup, wanted.settings, reset)?;
+        wanted.enrolled = Some(cgroup.id());
+        wanted.counted = wanted.enrolled;
+        let context = self.live.current();
+        context.ledger.count(cgroup.id(), None);
+        context.judge_again();
+        // A resolver that is enrolled is an agent like any other.
+        for resolver in &mut self.wanted {
+            if resolver.origin == Origin::Resolver && resolver.enrolled == wanted.enrolled {
+                resolver.enrolled = None;
+            }
+        }
+        Ok(found)
     }
 
     fn withdraw(&mut self, target: &str) -> Result<Reply, String> {
@@ -491,14 +588,7 @@ impl Groups {
                 "{target} is not enrolled; `mantled status` shows what is"
             ));
         };
-        if let Some(id) = self.wanted.get(index).and_then(|wanted| wanted.enrolled) {
-            self.interceptor
-                .withdraw(id)
-                .map_err(|error| error.to_string())?;
-        }
-        if let Some(id) = self.wanted.remove(index).counted {
-            self.live.current().ledger.forget(id);
-        }
+        self.remove(index).map_err(|error| error.to_string())?;
         tracing::info!(group = %target, "withdrawn by command");
         self.save().map_err(|error| {
             format!(
@@ -506,6 +596,45 @@ impl Groups {
             )
         })?;
         Ok(Reply::Withdrawn {})
+    }
+
+    /// Ends the enrolment of a group.
+    fn remove(&mut self, index: usize) -> Result<(), Error> {
+        if let Some(id) = self.wanted.get(index).and_then(|wanted| wanted.enrolled) {
+            self.interceptor.withdraw(id)?;
+        }
+        if let Some(id) = self.wanted.remove(index).counted {
+            self.live.current().ledger.forget(id);
+        }
+        Ok(())
+    }
+
+    /// The group that a command has enrolled by this name.
+    fn commanded(&self, target: &Target) -> Option<&Wanted> {
+        self.wanted
+            .iter()
+            .find(|wanted| wanted.target == *target && wanted.origin == Origin::Command)
+    }
+
+    fn commanded_mut(&mut self, target: &Target) -> Option<&mut Wanted> {
+        self.wanted
+            .iter_mut()
+            .find(|wanted| wanted.target == *target && wanted.origin == Origin::Command)
+    }
+
+    fn refuse_taken(&self, cgroup: &Cgroup, target: &Target) -> Result<(), String> {
+        let other = self.wanted.iter().find(|wanted| {
+            wanted.enrolled == Some(cgroup.id())
+                && (wanted.target != *target || wanted.origin == Origin::Exec)
+                && wanted.origin != Origin::Resolver
+        });
+        match other {
+            Some(other) => Err(format!(
+                "that cgroup is enrolled already, as {}; withdraw that first",
+                other.target
+            )),
+            None => Ok(()),
+        }
     }
 
     fn refuse_configured(&self, target: &Target) -> Result<(), String> {
@@ -521,19 +650,23 @@ impl Groups {
         Ok(())
     }
 
-    fn save(&self) -> io::Result<()> {
-        let enrollments = self
-            .wanted
+    /// What commands have enrolled.
+    fn kept(&self) -> Vec<Saved> {
+        self.wanted
             .iter()
             .filter(|wanted| wanted.origin == Origin::Command)
-            .map(|wanted| Saved {
-                target: wanted.target.to_string(),
-                mode: wanted.mode(),
-                inbound: wanted.inbound(),
-                on_daemon_down: wanted.on_daemon_down(),
-            })
-            .collect();
-        self.state.store(enrollments)
+            .map(Wanted::as_saved)
+            .collect()
+    }
+
+    fn save(&self) -> std::io::Result<()> {
+        self.state.store(self.kept())
+    }
+
+    fn save_or_tell(&self) {
+        if let Err(error) = self.save() {
+            tracing::error!(%error, "what is enrolled cannot be kept; a restart finds what was kept before");
+        }
     }
 
     fn status(&self) -> Result<Status, String> {
@@ -543,10 +676,12 @@ impl Groups {
             if wanted.origin == Origin::Resolver {
                 continue;
             }
-            let cgroup = wanted
-                .find()
-                .map_err(|error| error.to_string())?
-                .filter(|cgroup| Some(cgroup.id()) == wanted.enrolled);
+            // One whose cgroup cannot be told by its name, for a moment, still has it.
+            let cgroup = match (wanted.find(), wanted.enrolled) {
+                (Ok(found), enrolled) => found.filter(|cgroup| Some(cgroup.id()) == enrolled),
+                (Err(_), Some(id)) => Cgroup::by_id(id).ok(),
+                (Err(_), None) => None,
+            };
             let missing = match &cgroup {
                 Some(cgroup) => self
                     .interceptor
@@ -558,18 +693,35 @@ impl Groups {
                 target: wanted.target.to_string(),
                 origin: match wanted.origin {
                     Origin::Configuration => "configuration",
+                    Origin::Exec => "exec",
                     _ => "command",
                 }
                 .to_owned(),
                 mode: wanted.mode(),
                 inbound: wanted.inbound(),
                 on_daemon_down: wanted.on_daemon_down(),
+                canary: wanted.share(),
+                reverts_in_s: wanted
+                    .revert
+                    .as_ref()
+                    .map(|(at, _)| at.saturating_duration_since(Instant::now()).as_secs()),
+                reverts_to: wanted.revert.as_ref().map(|(_, revert)| {
+                    let before = revert.to.as_ref();
+                    before
+                        .map_or("not enrolled", |saved| saved.mode.name())
+                        .to_owned()
+                }),
                 cgroup: cgroup.map(|cgroup| cgroup.path().display().to_string()),
                 detached: missing.into_iter().map(str::to_owned).collect(),
-                tally: wanted
-                    .counted
-                    .map(|id| ledger.tally(id))
-                    .unwrap_or_default(),
+                tally: match wanted.counted {
+                    Some(id) => {
+                        let counted = self.live.current().flows.counts(id).map_err(|error| {
+                            format!("what the kernel counts cannot be read: {error}")
+                        })?;
+                        ledger.tally(id).plus(counted.into())
+                    }
+                    None => Tally::default(),
+                },
             });
         }
         let totals = ledger.sink().totals();
@@ -581,7 +733,46 @@ impl Groups {
             records_written: totals.written,
             records_dropped: totals.dropped,
             records_failing: ledger.sink().health() == mantled_record::Health::Failing,
+            records_missing: self
+                .completeness
+                .missing()
+                .map_err(|error| error.to_string())?,
+            resident_bytes: resident_bytes(),
+            ends: ledger.ends(),
+            kernel: self
+                .interceptor
+                .counters()
+                .read()
+                .map_err(|error| error.to_string())?
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
             groups,
         })
     }
+}
+
+fn enrolled(cgroup: Option<&Cgroup>, found: Option<Existing>) -> Reply {
+    let found = found.unwrap_or_default();
+    let mut named = found.staying.clone();
+    named.sort_unstable();
+    named.dedup();
+    named.truncate(NAMED_PEERS);
+    Reply::Enrolled {
+        cgroup: cgroup.map(|cgroup| cgroup.path().display().to_string()),
+        ended: found.ended,
+        staying: found.staying.len(),
+        staying_with: named,
+        listening: found.listening,
+    }
+}
+
+/// Of this process (proc_pid_statm(5)).
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or_default();
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    pages * page.ok().flatten().map_or(4096, |size| size as u64)
 }

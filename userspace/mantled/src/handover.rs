@@ -1,6 +1,6 @@
 //! A planned upgrade: a new process takes over from an old one, and no connection is refused.
 //!
-//! The old process starts the new one with a socket as its standard input. The new one does all
+//! The old process has the new one started with a socket as its standard input. The new one does all
 //! that can fail and changes nothing, and says `prepared`. The old one leaves arriving connections
 //! in the kernel's backlog and hands over its listeners and the host's lock. The new one swaps the
 //! kernel programs, tells them where it listens, accepts, and says `serving`. From then on the old
@@ -21,16 +21,23 @@ use std::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use mantled_redirect::descriptors;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
 
 /// The hidden option of `mantled run` in a successor.
-pub const OPTION: &str = "--take-over";
+const TAKE_OVER_OPTION: &str = "--take-over";
+
+/// The hidden option of the process that starts it and ends, see [`start_and_leave`].
+const START_OPTION: &str = "--start-successor";
 
 /// How long a successor may take to prepare: it loads programs and reads every file.
 const PREPARE: Duration = Duration::from_secs(60);
@@ -46,7 +53,7 @@ const MESSAGE: usize = 4096;
 #[serde(rename_all = "snake_case")]
 enum Message {
     /// New to old: everything that can fail has been done.
-    Prepared { version: String },
+    Prepared { version: String, pid: u32 },
     /// Old to new, with so many descriptors: stream listeners, datagram sockets, the lock.
     Take { streams: usize, datagrams: usize },
     /// New to old: connections are served.
@@ -76,8 +83,9 @@ fn hear(socket: &UnixStream, patience: Duration) -> io::Result<(Message, Vec<Own
 /// The process that is to take over; killed unless it has.
 #[derive(Debug)]
 pub struct Successor {
-    child: Child,
     socket: UnixStream,
+    /// Its process.
+    pub pid: u32,
     /// Its version.
     pub version: String,
     serves: bool,
@@ -93,30 +101,32 @@ impl Successor {
         let failed = |error: io::Error| format!("the new process could not be started: {error}");
         let (here, there) = UnixStream::pair().map_err(failed)?;
         let program = installed().map_err(failed)?;
-        let child = Command::new(&program)
-            .args(env::args_os().skip(1).filter(|option| option != OPTION))
-            .arg(OPTION)
+        let started = command(&program, START_OPTION)
             // It is another process than the one that the service manager has named there.
             .env_remove("WATCHDOG_PID")
             .stdin(Stdio::from(OwnedFd::from(there)))
-            .spawn()
+            .status()
             .map_err(|error| format!("{} could not be started: {error}", program.display()))?;
+        if !started.success() {
+            return Err(format!(
+                "{} could not be started: {started}",
+                program.display()
+            ));
+        }
         let mut successor = Self {
-            child,
             socket: here,
+            pid: 0,
             version: String::new(),
             serves: false,
         };
         match successor.hear(PREPARE)? {
-            Message::Prepared { version } => successor.version = version,
+            Message::Prepared { version, pid } => {
+                successor.version = version;
+                successor.pid = pid;
+            }
             other => return Err(format!("the new process said {other:?}")),
         }
         Ok(successor)
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     fn hear(&mut self, patience: Duration) -> Result<Message, String> {
@@ -171,11 +181,36 @@ impl Successor {
 
 impl Drop for Successor {
     fn drop(&mut self) {
-        if !self.serves {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        // It ends by itself when the socket is closed, unless it hangs.
+        if !self.serves && self.pid != 0 {
+            let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
         }
     }
+}
+
+/// This process's command line for `program`, with one of the two options.
+fn command(program: &Path, option: &str) -> Command {
+    let own = [TAKE_OVER_OPTION, START_OPTION];
+    let mut command = Command::new(program);
+    command
+        .args(
+            env::args_os()
+                .skip(1)
+                .filter(|word| own.iter().all(|own| word != own)),
+        )
+        .arg(option);
+    command
+}
+
+/// Starts the successor and leaves it: without a parent it is a child of the service manager, which
+/// does not wait for the end of any other.
+///
+/// # Errors
+/// As execve(2).
+pub fn start_and_leave() -> io::Result<()> {
+    command(&env::current_exe()?, TAKE_OVER_OPTION)
+        .spawn()
+        .map(drop)
 }
 
 /// The program that is installed where this one was: the kernel marks one that was replaced.
@@ -229,7 +264,8 @@ impl Predecessor {
     /// The predecessor goes on by itself.
     pub fn inherit(&self) -> io::Result<Inheritance> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        say(&self.0, &Message::Prepared { version }, &[])?;
+        let pid = std::process::id();
+        say(&self.0, &Message::Prepared { version, pid }, &[])?;
         let (message, mut streams) = hear(&self.0, PREPARE)?;
         let wrong = || io::Error::other("the predecessor has handed over something else");
         match message {

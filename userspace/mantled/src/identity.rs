@@ -1,37 +1,55 @@
 //! Who made a connection.
 //!
 //! Process, user and cgroup come from the kernel, as they were at connect(). The executable is
-//! read from /proc afterwards: it is evidence for the record, never the only ground of a permit.
+//! read from /proc afterwards, by the [`helper`](crate::helper): it is evidence for the record, never
+//! the only ground of a permit.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use mantled_record::Process;
-use mantled_redirect::{Peer, cgroup, events};
+use mantled_redirect::{Peer, events};
 
-/// Describes the process behind a flow. What cannot be read (the process is gone) is left out.
-pub fn agent(peer: &Peer) -> Process {
-    let pid = peer.flow.pid;
-    // The path is read afterwards, so it counts only where it names the cgroup that the kernel
-    // saw: the process may have moved, or be another one by now.
-    let cgroup = cgroup::of_process(pid)
-        .ok()
-        .filter(|path| cgroup::id_of(path).is_ok_and(|id| id == peer.flow.cgroup));
-    let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
+use crate::helper::{Helper, Seen};
+
+/// What the kernel has told of the process behind a flow.
+pub fn of_kernel(peer: &Peer) -> Process {
     Process {
-        pid,
+        pid: peer.flow.pid,
         // The kernel's name is the thread's, which a program chooses.
-        name: executable.as_deref().and_then(Path::file_name).map_or_else(
-            || events::text(&peer.flow.comm),
-            |name| name.to_string_lossy().into_owned(),
-        ),
-        executable: executable.map(|path| path.to_string_lossy().into_owned()),
+        name: events::text(&peer.flow.comm),
         uid: peer.flow.uid,
         gid: peer.flow.gid,
-        unit: cgroup.as_deref().and_then(unit),
-        container: cgroup.as_deref().and_then(container),
-        pod: cgroup.as_deref().and_then(pod),
-        cgroup,
+        ..Process::default()
     }
+}
+
+/// Describes the process behind a flow. What cannot be read (the process is gone) is left out.
+pub async fn agent(helper: &Helper, peer: &Peer) -> Process {
+    let mut agent = of_kernel(peer);
+    // The path is read afterwards, so the answer counts only where it names the cgroup that the
+    // kernel saw: the process may have moved, or be another one by now.
+    match helper.process(peer.flow.pid, peer.flow.cgroup).await {
+        Seen::Process { cgroup, executable } => {
+            agent.cgroup = Some(cgroup);
+            agent.executable = executable;
+        }
+        Seen::Gone => {}
+        Seen::Unavailable { cgroup } => {
+            agent.cgroup = cgroup;
+            agent.known_by = Some("kernel");
+        }
+    }
+    let file = agent
+        .executable
+        .as_deref()
+        .and_then(|path| Path::new(path).file_name());
+    if let Some(file) = file {
+        agent.name = file.to_string_lossy().into_owned();
+    }
+    agent.unit = agent.cgroup.as_deref().and_then(unit);
+    agent.container = agent.cgroup.as_deref().and_then(container);
+    agent.pod = agent.cgroup.as_deref().and_then(pod);
+    agent
 }
 
 /// The systemd unit that a cgroup path lies in: its innermost service, or else scope.

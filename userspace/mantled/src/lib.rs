@@ -39,11 +39,14 @@
 //! Around it: [`config`] is what the operator wrote, parsed into what cannot be invalid;
 //! [`enrollment`] enrols a group, and [`groups`] knows which are to be, follows units from one
 //! cgroup to the next, reads the configuration again, and answers the [`admin`] socket, whose changes
-//! [`state`] keeps; [`namespaces`] serves agents in containers, whose servers are dialled from where
-//! they are ([`proxy::place`]); [`app`] builds and joins the parts and binds everything, then
-//! [`daemon`] runs, until it stops or a [`handover`] gives everything to a new process; [`watchdog`]
-//! looks whether it does; [`tls`] is trust, rebuilt when its files change; [`survey`] looks before
-//! anything is touched; [`cli`] is the command line.
+//! [`state`] keeps, for good or until they are to be confirmed; [`share`] is the part of a group's
+//! connections that a canary takes; [`namespaces`] serves agents in containers, whose servers are
+//! dialled from where they are ([`proxy::place`]); [`app`] builds and joins the parts and binds
+//! everything, then [`daemon`] runs, until it stops or a [`handover`] gives everything to a new
+//! process; [`watchdog`] looks whether it does; [`tls`] is trust, rebuilt when its files change;
+//! [`survey`] looks before anything is touched; [`summary`] is a session in one line; [`helper`] does
+//! what needs more privilege, in a process of its own; [`journal`] is the log under systemd; [`cli`] is
+//! the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its
@@ -54,17 +57,23 @@ pub mod admin;
 pub mod app;
 pub mod ca;
 pub mod cli;
+pub mod completeness;
 pub mod config;
 pub mod daemon;
 pub mod enrollment;
 pub mod error;
 pub mod groups;
 pub mod handover;
+pub mod helper;
 pub mod identity;
+pub mod journal;
+pub mod metrics;
 pub mod names;
 pub mod namespaces;
 pub mod proxy;
+pub mod share;
 pub mod state;
+pub mod summary;
 pub mod survey;
 pub mod time;
 pub mod tls;

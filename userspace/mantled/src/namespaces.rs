@@ -6,9 +6,9 @@
 //! that a socket was made, or refused, where nobody listens. When the last of them has left, the
 //! listeners close, and soon after that the sessions, since each keeps the namespace.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
-use mantled_redirect::{Change, Parts, Watch, abi, cgroup::Cgroup, namespaces::Kind};
+use mantled_redirect::{Change, Parts, Watch, cgroup::Cgroup};
 use tokio::{
     sync::watch,
     task::{JoinSet, spawn_blocking},
@@ -16,16 +16,20 @@ use tokio::{
 };
 
 use crate::{
-    enrollment,
-    proxy::{Context, Phase, Server, place::Place},
+    enrollment::Before,
+    proxy::{Phase, Server, place::Place},
 };
 
 /// How often the groups' threads are looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// A look at very many threads is followed by a pause this many times as long, so that looking
-/// takes 2 % of a CPU at most.
+/// takes 2 % of a CPU.
 const REST: u32 = 50;
+
+/// The longest pause: a look can have waited for the helper, and a namespace must not be kept for
+/// long.
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// The shortest pause: a group that makes sockets in a namespace that cannot be entered must not
 /// keep the daemon busy.
@@ -67,18 +71,21 @@ pub async fn run(server: Server, watch: Watch) {
                     settings,
                     known,
                 } => {
-                    let before = Before {
-                        context: server.context(),
-                        watch: watch.clone(),
-                        cookie,
-                        settings,
-                        known,
-                    };
+                    let context = server.context();
                     // Lists all sockets of the namespace.
                     let ended = spawn_blocking(move || {
+                        let before = Before {
+                            config: &context.config,
+                            resolvers: &context.resolvers,
+                            helper: &context.helper,
+                            settings,
+                            known,
+                            // What was there when it was enrolled was looked at then.
+                            reset: false,
+                        };
                         // One that has gone has no sockets.
                         if let Ok(cgroup) = Cgroup::open(&cgroup) {
-                            before.end(&cgroup);
+                            before.end(&cgroup, Some(cookie));
                         }
                     });
                     let _ = ended.await;
@@ -92,7 +99,7 @@ pub async fn run(server: Server, watch: Watch) {
         }
         let took = begun.elapsed();
         tokio::select! {
-            () = sleep(LOOK.max(took * REST)) => {}
+            () = sleep((took * REST).clamp(LOOK, LONGEST)) => {}
             () = async {
                 sleep(SHORTEST.max(took)).await;
                 watch.woken().await;
@@ -107,37 +114,5 @@ pub async fn run(server: Server, watch: Watch) {
 async fn serve(server: Server, cookie: u64, sockets: Parts) {
     if let Err(error) = server.serve(sockets).await {
         tracing::error!(%error, namespace = cookie, "AGENTS ARE NOT SERVED");
-    }
-}
-
-/// The connections that a group has in a namespace from before.
-struct Before {
-    context: Arc<Context>,
-    watch: Watch,
-    cookie: u64,
-    settings: abi::Group,
-    known: bool,
-}
-
-impl Before {
-    fn end(&self, cgroup: &Cgroup) {
-        let netlink = self.watch.namespaces().socket(self.cookie, Kind::Diagnosis);
-        match netlink {
-            Ok(netlink) => {
-                enrollment::end_existing(
-                    &self.context.config,
-                    &self.context.resolvers,
-                    cgroup,
-                    self.settings,
-                    self.known,
-                    Some(netlink),
-                );
-            }
-            Err(error) => tracing::warn!(
-                %error,
-                namespace = self.cookie,
-                "sockets from before enrolment could not be ended; packets of the group's own are dropped"
-            ),
-        }
     }
 }

@@ -50,6 +50,7 @@ use tokio::{
 
 use crate::{
     config::Config,
+    helper::Helper,
     names::Names,
     tls::{Connectors, LiveConnectors},
     watchdog::Probes,
@@ -82,6 +83,8 @@ pub struct Context {
     pub resolvers: Vec<IpAddr>,
     /// The kernel's list of redirected connections.
     pub flows: Flows,
+    /// Who looks at processes.
+    pub helper: Helper,
     /// Which names the agents asked for.
     pub names: Arc<Names>,
     /// Tells open sessions that a group is enrolled in another way, or the configuration, which
@@ -112,6 +115,7 @@ impl Context {
             connectors: LiveConnectors::new(connectors),
             resolvers,
             flows: self.flows.clone(),
+            helper: self.helper.clone(),
             names: Arc::clone(&self.names),
             changes: self.changes.clone(),
             ledger: self.ledger.clone(),

@@ -24,4 +24,4 @@ mod session;
 mod sink;
 
 pub use session::{Certificate, Path, Process, SessionRecord, TlsFacts, Verdict};
-pub use sink::{Health, OnFailure, Sink, Totals};
+pub use sink::{Fate, Health, OnFailure, Sink, Totals};

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// How a session was judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The agent's bytes were carried, or there were none.
@@ -16,8 +16,20 @@ pub enum Verdict {
     Aborted,
 }
 
+impl Verdict {
+    /// As records have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
 /// What the agent's bytes were written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
     /// TLS that the proxy made and verified.
@@ -28,6 +40,18 @@ pub enum Path {
     Native,
     /// A resolver, in clear, as DNS is.
     Resolver,
+}
+
+impl Path {
+    /// As records have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Exposed => "exposed",
+            Self::Native => "native",
+            Self::Resolver => "resolver",
+        }
+    }
 }
 
 /// The process that made the connection.
@@ -69,6 +93,12 @@ pub struct Process {
     /// Kubernetes' pod.
     #[serde(rename = "k8s.pod.uid", skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// "kernel": nobody could look at the process itself, so the executable is not known.
+    #[serde(
+        rename = "mantled.process.known_by",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub known_by: Option<&'static str>,
 }
 
 /// A server's certificate.

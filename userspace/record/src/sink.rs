@@ -57,6 +57,15 @@ pub struct Totals {
     pub dropped: u64,
 }
 
+/// What has become of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is written.
+    Written,
+    /// It was dropped for good.
+    Dropped,
+}
+
 /// A line, and whom to tell when it is written.
 struct Entry {
     line: String,
@@ -91,14 +100,14 @@ struct Shared {
 
 impl Sink {
     /// Starts the writer. `settle` is called, on its thread, with the receipt of each line that
-    /// is written (or dropped for good). The handle ends after the last clone of the sink.
+    /// is written or dropped. The handle ends after the last clone of the sink.
     ///
     /// # Errors
     /// As starting a thread.
     pub fn start(
         output: impl Write + Send + 'static,
         on_failure: OnFailure,
-        settle: impl Fn(u64) + Send + 'static,
+        settle: impl Fn(u64, Fate) + Send + 'static,
     ) -> io::Result<(Self, thread::JoinHandle<()>)> {
         let (entries, incoming) = mpsc::channel();
         let shared = Arc::new(Shared::default());
@@ -173,7 +182,7 @@ struct Writer<W, S> {
     settle: S,
 }
 
-impl<W: Write, S: Fn(u64)> Writer<W, S> {
+impl<W: Write, S: Fn(u64, Fate)> Writer<W, S> {
     fn run(mut self, incoming: &mpsc::Receiver<Entry>) {
         loop {
             let next = if self.waiting.is_empty() {
@@ -208,7 +217,7 @@ impl<W: Write, S: Fn(u64)> Writer<W, S> {
         {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             if let Some(receipt) = entry.receipt {
-                (self.settle)(receipt);
+                (self.settle)(receipt, Fate::Dropped);
             }
             return;
         }
@@ -244,7 +253,7 @@ impl<W: Write, S: Fn(u64)> Writer<W, S> {
             lines += 1;
             self.shared.written.fetch_add(1, Ordering::Relaxed);
             if let Some(receipt) = *receipt {
-                (self.settle)(receipt);
+                (self.settle)(receipt, Fate::Written);
             }
         }
         self.receipts.drain(..lines);
@@ -290,7 +299,7 @@ mod tests {
         let disk = Disk(Arc::new(Mutex::new((Vec::new(), 10))));
         let settled = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&settled);
-        let (sink, thread) = Sink::start(disk.clone(), OnFailure::Refuse, move |receipt| {
+        let (sink, thread) = Sink::start(disk.clone(), OnFailure::Refuse, move |receipt, _| {
             seen.lock().unwrap().push(receipt)
         })
         .unwrap();
@@ -314,7 +323,7 @@ mod tests {
     #[test]
     fn continue_drops_what_does_not_fit_in_memory_and_counts_it() {
         let disk = Disk(Arc::new(Mutex::new((Vec::new(), 0))));
-        let (sink, thread) = Sink::start(disk, OnFailure::Continue, |_| {}).unwrap();
+        let (sink, thread) = Sink::start(disk, OnFailure::Continue, |_, _| {}).unwrap();
         let line = "x".repeat(MAX_WAITING / 4);
         for _ in 0..6 {
             sink.submit(line.clone(), None);

@@ -12,13 +12,14 @@ use crate::Error;
 /// Where it is mounted by convention.
 pub const MOUNT_POINT: &str = "/sys/fs/bpf";
 
-/// Makes sure that a bpf file system is mounted at [`MOUNT_POINT`].
+/// Makes sure that a bpf file system is mounted at [`MOUNT_POINT`], or that `directory` is on one:
+/// a unit may see no more of it.
 ///
 /// # Errors
 /// [`Error::NoBpffs`] where it is not and cannot be mounted.
-pub fn ensure() -> Result<(), Error> {
+pub fn ensure(directory: &Path) -> Result<(), Error> {
     let path = Path::new(MOUNT_POINT);
-    if is_mounted() {
+    if is_on(directory) || is_on(path) {
         return Ok(());
     }
     mount(
@@ -38,5 +39,9 @@ pub fn ensure() -> Result<(), Error> {
 
 /// Is a bpf file system mounted at [`MOUNT_POINT`]?
 pub fn is_mounted() -> bool {
-    statfs(Path::new(MOUNT_POINT)).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+    is_on(Path::new(MOUNT_POINT))
+}
+
+fn is_on(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }

@@ -37,7 +37,11 @@ pub fn mount_point() -> Result<PathBuf, Error> {
 /// # Errors
 /// As reading `/proc/PID/cgroup`; the process may be gone.
 pub fn of_process(pid: u32) -> io::Result<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    path_in(&fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
+}
+
+/// The path in what `/proc/PID/cgroup` says.
+pub(crate) fn path_in(text: &str) -> io::Result<String> {
     text.lines()
         .find_map(|line| line.strip_prefix("0::"))
         .map(str::to_owned)
@@ -51,24 +55,6 @@ pub fn of_process(pid: u32) -> io::Result<String> {
 pub fn id_of(path: &str) -> io::Result<u64> {
     let root = mount_point().map_err(|_| io::ErrorKind::NotFound)?;
     Ok(fs::metadata(root.join(path.trim_start_matches('/')))?.ino())
-}
-
-/// A cgroup, and every one below it.
-fn subtree(path: &Path) -> Vec<PathBuf> {
-    let mut found = vec![path.to_owned()];
-    let mut next = 0;
-    while let Some(directory) = found.get(next) {
-        let children: Vec<_> = fs::read_dir(directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .collect();
-        found.extend(children);
-        next += 1;
-    }
-    found
 }
 
 /// The numbers in a file of every cgroup from this one down.
@@ -146,6 +132,33 @@ impl Cgroup {
     /// [`Error::NoCgroup2`].
     pub fn root() -> Result<Self, Error> {
         Self::open(&mount_point()?)
+    }
+
+    /// The cgroup of this id, found by looking at all of them.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchCgroup`], [`Error::NoCgroup2`].
+    pub fn by_id(id: u64) -> Result<Self, Error> {
+        let found = subtree(&mount_point()?)
+            .into_iter()
+            .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == id));
+        let missing = || Error::NoSuchCgroup {
+            path: format!("number {id}"),
+        };
+        // Another one may have taken its place on the way.
+        let cgroup = Self::open(&found.ok_or_else(missing)?)?;
+        if cgroup.id() == id {
+            Ok(cgroup)
+        } else {
+            Err(missing())
+        }
+    }
+
+    /// Its path below the hierarchy's root, as [`of_process`] has it.
+    pub fn below_root(&self) -> String {
+        let root = mount_point().unwrap_or_default();
+        let below = self.path.strip_prefix(root).unwrap_or(&self.path);
+        format!("/{}", below.display())
     }
 
     /// The cgroup of a systemd unit of the system: the directory of that name. Units lie below
@@ -293,6 +306,24 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// A cgroup's directory, and those of every cgroup below it.
+fn subtree(top: &Path) -> Vec<PathBuf> {
+    let mut found = vec![top.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = found.get(next) {
+        let children: Vec<_> = fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        found.extend(children);
+        next += 1;
+    }
+    found
 }
 
 impl AsFd for Cgroup {

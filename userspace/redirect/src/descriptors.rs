@@ -2,10 +2,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -17,7 +14,7 @@ pub const MOST: usize = 64;
 ///
 /// # Errors
 /// As sendmsg(2); a message that was not sent whole.
-pub fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     if descriptors.len() > MOST {
         return Err(io::Error::other("too many descriptors for one message"));
     }
@@ -25,7 +22,7 @@ pub fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -
     let control = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[] } else { &control[..] };
     let sent = sendmsg::<()>(
-        socket.as_raw_fd(),
+        socket.as_fd().as_raw_fd(),
         &[IoSlice::new(bytes)],
         control,
         MsgFlags::MSG_NOSIGNAL,
@@ -41,12 +38,12 @@ pub fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -
 /// Receives what one [`send`] has sent, into `buffer`; no bytes: the other side has closed.
 ///
 /// # Errors
-/// As recvmsg(2).
-pub fn receive(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+/// As recvmsg(2); more came than there is room for.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut control = nix::cmsg_space!([RawFd; MOST]);
     let mut parts = [IoSliceMut::new(buffer)];
     let message = recvmsg::<()>(
-        socket.as_raw_fd(),
+        socket.as_fd().as_raw_fd(),
         &mut parts,
         Some(&mut control),
         MsgFlags::MSG_CMSG_CLOEXEC,
@@ -61,12 +58,21 @@ pub fn receive(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec
             }
         }
     }
+    if message
+        .flags
+        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
+    {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     Ok((message.bytes, descriptors))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixStream,
+    };
 
     use super::*;
 

@@ -1,23 +1,77 @@
 //! Does this host have what mantled needs? Asked by doing it: each program is loaded and attached
 //! to a cgroup that is made for it and removed.
 
+mod capabilities;
+mod others;
+
 use std::{fs, net::TcpListener, path::Path, time::Duration};
 
 use crate::{Error, bpffs, cgroup::Cgroup, interceptor::Interceptor, sys};
+
+/// How an answer is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, but for something.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+impl Level {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
 
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// What was looked at.
     pub check: String,
+    /// How it is to be taken.
+    pub level: Level,
     /// What was found.
     pub detail: String,
-    /// What is missing and what to do; None where nothing is.
-    pub problem: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
 }
 
-/// Examines the host. Nothing stays behind.
-pub fn examine() -> Vec<Finding> {
+impl Finding {
+    /// All is well.
+    pub fn ok(check: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            check: check.into(),
+            level: Level::Ok,
+            detail: detail.into(),
+            remedy: None,
+        }
+    }
+
+    /// Something is not, and this can be done about it.
+    pub fn bad(
+        level: Level,
+        check: impl Into<String>,
+        detail: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            check: check.into(),
+            level,
+            detail: detail.into(),
+            remedy: Some(remedy.into()),
+        }
+    }
+}
+
+/// Examines the host, and what stands in the way of enrolling these groups. Nothing stays behind.
+pub fn examine(planned: &[Cgroup]) -> Vec<Finding> {
     let mut findings = vec![
         finding("kernel", kernel()),
         finding(
@@ -25,20 +79,10 @@ pub fn examine() -> Vec<Finding> {
             crate::cgroup::mount_point().map(|path| path.display().to_string()),
         ),
         finding("network namespaces", netns()),
-        Finding {
-            check: "bpf file system".to_owned(),
-            detail: if bpffs::is_mounted() {
-                bpffs::MOUNT_POINT.to_owned()
-            } else {
-                format!(
-                    "not mounted; `mantled run` mounts it at {}, `mantled exec` needs none",
-                    bpffs::MOUNT_POINT
-                )
-            },
-            problem: None,
-        },
+        bpf_file_system(),
         finding("BTF", btf()),
     ];
+    findings.extend(capabilities::examine());
     match Interceptor::load(None) {
         Ok(interceptor) => {
             findings.push(finding(
@@ -49,21 +93,37 @@ pub fn examine() -> Vec<Finding> {
         }
         Err(error) => findings.push(finding("load programs", Err(error))),
     }
+    findings.extend(others::examine(planned));
     findings
 }
 
+/// The text of an error says what to do.
 fn finding(check: &str, result: Result<String, impl std::fmt::Display>) -> Finding {
     match result {
-        Ok(detail) => Finding {
-            check: check.to_owned(),
-            detail,
-            problem: None,
-        },
+        Ok(detail) => Finding::ok(check, detail),
         Err(error) => Finding {
             check: check.to_owned(),
-            detail: String::new(),
-            problem: Some(error.to_string()),
+            level: Level::Fail,
+            detail: error.to_string(),
+            remedy: None,
         },
+    }
+}
+
+fn bpf_file_system() -> Finding {
+    const CHECK: &str = "bpf file system";
+    if bpffs::is_mounted() {
+        Finding::ok(CHECK, bpffs::MOUNT_POINT)
+    } else {
+        Finding::bad(
+            Level::Warn,
+            CHECK,
+            "not mounted",
+            format!(
+                "`mantled run` mounts it where it may, else: mount -t bpf bpf {}; `mantled exec` needs none",
+                bpffs::MOUNT_POINT
+            ),
+        )
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::neighbours::Neighbour;
+
 /// An error of this crate. The text is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -82,14 +84,16 @@ pub enum Error {
     },
     /// An attachment was refused because of another program.
     #[error(
-        "{hook} cannot be attached to {cgroup}: another program holds it exclusively; \
-         `bpftool cgroup tree` shows which"
+        "{} cannot be attached to {cgroup}: {obstacle} holds that hook of {} for itself alone; \
+         `bpftool cgroup show {}` shows it, and whoever attached it has to do so with \
+         BPF_F_ALLOW_MULTI, or take it away",
+        obstacle.hook, obstacle.cgroup.display(), obstacle.cgroup.display()
     )]
     Exclusive {
-        /// The hook.
-        hook: &'static str,
-        /// The cgroup.
+        /// What was to be attached to.
         cgroup: PathBuf,
+        /// The other program.
+        obstacle: Neighbour,
     },
     /// The kernel object could not be loaded.
     #[error("the kernel programs could not be loaded: {0}")]

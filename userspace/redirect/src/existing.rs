@@ -8,7 +8,7 @@
 use std::{
     collections::HashSet,
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -33,62 +33,72 @@ const ID: usize = 48;
 /// `TCP_LISTEN` of the kernel's socket states.
 const LISTEN: u8 = 10;
 
-/// What was found in a group.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Existing {
-    /// Local ports on which the group's servers listen, beyond loopback.
-    pub listening: Vec<u16>,
-    /// Those of them whose sockets were made in another cgroup (by socket activation, or before
-    /// the process moved in): what they accept belongs to that cgroup, so the group's egress
-    /// program does not see its packets.
-    pub foreign_listeners: Vec<u16>,
-    /// Sockets that were ended.
-    pub ended: usize,
-    /// Sockets that could not be ended, each with the reason.
-    pub left: Vec<String>,
-}
-
-/// A socket of the group's that could be ended.
+/// A socket of a group's that tells something about it, or could be ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Candidate {
+pub enum Socket {
+    /// A TCP server's, beyond loopback.
+    Listener {
+        /// Its port.
+        port: u16,
+        /// It was made in another cgroup (by socket activation, or before the process moved in):
+        /// what it accepts belongs to that cgroup, so the group's egress program does not see its
+        /// packets.
+        foreign: bool,
+    },
     /// A connection, or a datagram socket that is connected.
     Connection {
         /// The other end.
-        peer: IpAddr,
-        /// Its port.
-        port: u16,
+        peer: SocketAddr,
+        /// It is TCP.
+        stream: bool,
         /// It came in to a server of the group's.
         inbound: bool,
     },
-    /// A listener that was made in another cgroup.
-    ForeignListener,
 }
 
-/// Looks at the sockets of a group's processes, and ends those for which `ends` says so. It sees
-/// those of the network namespace that `netlink` is of; None is that of the calling thread.
+/// The sockets of a group, as they were when they were listed.
+#[derive(Debug)]
+pub struct Listing {
+    /// Processes whose sockets must not be looked at.
+    pub hidden: usize,
+    /// None: there is nothing to end.
+    netlink: Option<OwnedFd>,
+    sockets: Vec<(Socket, Handle)>,
+}
+
+/// How the kernel is told which socket is meant.
+#[derive(Clone, Copy, Debug)]
+struct Handle {
+    family: u8,
+    protocol: u8,
+    /// struct inet_diag_sockid as it came, cookie included, so that no other socket is meant.
+    id: [u8; ID],
+}
+
+/// Lists the sockets of a group's processes, in the network namespace that `netlink` is of; None is
+/// that of the calling thread.
 ///
 /// # Errors
 /// As netlink(7).
-pub fn inspect(
-    cgroup: &Cgroup,
-    netlink: Option<OwnedFd>,
-    ends: impl Fn(Candidate) -> bool,
-) -> io::Result<Existing> {
-    let inodes = socket_inodes(cgroup);
-    let mut existing = Existing::default();
+pub fn list(cgroup: &Cgroup, netlink: Option<OwnedFd>) -> io::Result<Listing> {
+    let (inodes, hidden) = socket_inodes(cgroup);
     if inodes.is_empty() {
-        return Ok(existing);
+        return Ok(Listing {
+            netlink: None,
+            sockets: Vec::new(),
+            hidden,
+        });
     }
     let own = cgroup.ids();
     let netlink = match netlink {
         Some(netlink) => netlink,
         None => open()?,
     };
-    let mut sockets = Vec::new();
+    let mut all = Vec::new();
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
         for protocol in [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8] {
-            let found = list(&netlink, family, protocol)?;
-            sockets.extend(
+            let found = dump(&netlink, family, protocol)?;
+            all.extend(
                 found
                     .into_iter()
                     .filter(|found| inodes.contains(&found.inode))
@@ -98,70 +108,99 @@ pub fn inspect(
     }
     let is_listener =
         |protocol: u8, found: &Found| protocol == libc::IPPROTO_TCP as u8 && found.state == LISTEN;
-    let served: HashSet<u16> = sockets
+    let served: HashSet<u16> = all
         .iter()
         .filter(|(_, protocol, found)| is_listener(*protocol, found))
         .map(|(_, _, found)| found.local_port)
         .collect();
-    for (family, protocol, found) in &sockets {
-        let candidate = if is_listener(*protocol, found) {
-            if found.local.is_loopback() {
-                continue;
-            }
-            existing.listening.push(found.local_port);
-            if found.cgroup.is_none_or(|id| own.contains(&id)) {
-                continue;
-            }
-            existing.foreign_listeners.push(found.local_port);
-            Candidate::ForeignListener
-        } else if found.peer_port != 0 {
-            Candidate::Connection {
-                peer: found.peer,
-                port: found.peer_port,
-                inbound: served.contains(&found.local_port),
-            }
-        } else {
-            continue;
-        };
-        if !ends(candidate) {
-            continue;
-        }
-        match destroy(&netlink, *family, *protocol, &found.id) {
-            Ok(()) => existing.ended += 1,
-            // It ended by itself meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => {
-                existing.left.push(format!("{candidate:?}: {error}"));
-            }
-        }
-    }
-    for ports in [&mut existing.listening, &mut existing.foreign_listeners] {
-        ports.sort_unstable();
-        ports.dedup();
-    }
-    Ok(existing)
+    let sockets = all
+        .into_iter()
+        .filter_map(|(family, protocol, found)| {
+            let socket = if is_listener(protocol, &found) {
+                if found.local.is_loopback() {
+                    return None;
+                }
+                Socket::Listener {
+                    port: found.local_port,
+                    foreign: found.cgroup.is_some_and(|id| !own.contains(&id)),
+                }
+            } else if found.peer_port != 0 {
+                Socket::Connection {
+                    peer: SocketAddr::new(found.peer, found.peer_port),
+                    stream: protocol == libc::IPPROTO_TCP as u8,
+                    inbound: served.contains(&found.local_port),
+                }
+            } else {
+                return None;
+            };
+            let id = found.id;
+            let handle = Handle {
+                family,
+                protocol,
+                id,
+            };
+            Some((socket, handle))
+        })
+        .collect();
+    Ok(Listing {
+        netlink: Some(netlink),
+        sockets,
+        hidden,
+    })
 }
 
-fn socket_inodes(cgroup: &Cgroup) -> HashSet<u32> {
-    let mut inodes = HashSet::new();
-    for pid in cgroup.processes() {
-        for entry in fs::read_dir(format!("/proc/{pid}/fd"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let Ok(target) = fs::read_link(entry.path()) else {
-                continue;
-            };
-            let inode = target
-                .to_str()
-                .and_then(|text| text.strip_prefix("socket:["))
-                .and_then(|text| text.strip_suffix(']'))
-                .and_then(|text| text.parse::<u32>().ok());
-            inodes.extend(inode);
+impl Listing {
+    /// What was found.
+    pub fn sockets(&self) -> impl Iterator<Item = Socket> {
+        self.sockets.iter().map(|(socket, _)| *socket)
+    }
+
+    /// Ends the socket that came at this place of the list. False: it ended by itself meanwhile.
+    ///
+    /// # Errors
+    /// As netlink(7); no such place.
+    pub fn end(&self, index: usize) -> io::Result<bool> {
+        let (Some((_, handle)), Some(netlink)) = (self.sockets.get(index), &self.netlink) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        match destroy(netlink, handle) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
         }
     }
-    inodes
+}
+
+/// The inodes of the sockets that a group's processes have, and how many processes must not be
+/// looked at. A process that has gone has none.
+fn socket_inodes(cgroup: &Cgroup) -> (HashSet<u32>, usize) {
+    let mut inodes = HashSet::new();
+    let mut hidden = 0;
+    for pid in cgroup.processes() {
+        if add_inodes(pid, &mut inodes)
+            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        {
+            hidden += 1;
+        }
+    }
+    (inodes, hidden)
+}
+
+fn add_inodes(pid: u32, inodes: &mut HashSet<u32>) -> io::Result<()> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let target = match fs::read_link(entry?.path()) {
+            // It was closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            target => target?,
+        };
+        let inode = target
+            .to_str()
+            .and_then(|text| text.strip_prefix("socket:["))
+            .and_then(|text| text.strip_suffix(']'))
+            .and_then(|text| text.parse::<u32>().ok());
+        inodes.extend(inode);
+    }
+    Ok(())
 }
 
 /// One socket of a dump: the parts of struct inet_diag_msg that are looked at.
@@ -253,7 +292,7 @@ fn send(netlink: &OwnedFd, message: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn list(netlink: &OwnedFd, family: u8, protocol: u8) -> io::Result<Vec<Found>> {
+fn dump(netlink: &OwnedFd, family: u8, protocol: u8) -> io::Result<Vec<Found>> {
     send(
         netlink,
         &request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, protocol, &[0; ID]),
@@ -270,10 +309,16 @@ fn list(netlink: &OwnedFd, family: u8, protocol: u8) -> io::Result<Vec<Found>> {
     Ok(found)
 }
 
-fn destroy(netlink: &OwnedFd, family: u8, protocol: u8, id: &[u8; ID]) -> io::Result<()> {
+fn destroy(netlink: &OwnedFd, socket: &Handle) -> io::Result<()> {
     send(
         netlink,
-        &request(SOCK_DESTROY, NLM_F_ACK, family, protocol, id),
+        &request(
+            SOCK_DESTROY,
+            NLM_F_ACK,
+            socket.family,
+            socket.protocol,
+            &socket.id,
+        ),
     )?;
     answers(netlink, |kind, body| match kind {
         NLMSG_ERROR => errno(body).map(|()| true),

@@ -1,6 +1,7 @@
 //! Who is the peer of a connection to the proxy, and where did it want to go?
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
@@ -9,9 +10,15 @@ use std::{
     time::Duration,
 };
 
-use mantled_abi::{Destination, Flow, Group, MODE_ENFORCE, MODE_RESOLVER, Source, Unreachable};
+use mantled_abi::{
+    Destination, Flow, Group, GroupCounts, MODE_ENFORCE, MODE_RESOLVER, Source, Unreachable,
+};
 
-use crate::{cgroup, from_abi, map::Map, sys, to_abi};
+use crate::{
+    cgroup, from_abi,
+    map::{Map, PerCpuMap},
+    sys, to_abi,
+};
 
 /// How long a connection may wait for accept(), which is long where every permit is taken. What is
 /// older belongs to a connection that never reached the proxy.
@@ -29,6 +36,7 @@ pub(crate) struct Maps {
     pub(crate) accepted: Map<i32, u64>,
     pub(crate) groups: Map<u64, Group>,
     pub(crate) datagrams: Map<Source, Flow>,
+    pub(crate) counts: PerCpuMap<u64, GroupCounts>,
 }
 
 /// A redirected connection, in user space's terms.
@@ -128,6 +136,33 @@ impl Flows {
         self.0.groups.get(&id)
     }
 
+    /// What the kernel has counted of an enrolled cgroup, by its id; nothing where it is not enrolled.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn counts(&self, id: u64) -> io::Result<GroupCounts> {
+        let counts = self.0.counts.get(&id)?.unwrap_or_default();
+        Ok(counts
+            .iter()
+            .fold(GroupCounts::default(), |sum, cpu| GroupCounts {
+                bypass_attempts: sum.bypass_attempts + cpu.bypass_attempts,
+                left_out: sum.left_out + cpu.left_out,
+            }))
+    }
+
+    /// Counts what happens in a cgroup from now on, where it is not counted already.
+    pub(crate) fn count(&self, id: u64) -> io::Result<()> {
+        if self.0.counts.get(&id)?.is_none() {
+            self.0.counts.insert(&id, &GroupCounts::default())?;
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Self::count`] began.
+    pub(crate) fn end_count(&self, id: u64) -> io::Result<()> {
+        self.0.counts.remove(&id).map(drop)
+    }
+
     /// The group that a cgroup belongs to, by its path below the hierarchy's root: as the kernel
     /// programs have it, the deepest enrolled one. Resolvers do not count.
     ///
@@ -148,12 +183,22 @@ impl Flows {
         Ok(None)
     }
 
-    /// The record of this connection is written.
+    /// The record of this connection is written. Was it one of the kernel's list?
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn settle(&self, id: u64) -> io::Result<()> {
-        self.0.sessions.remove(&id).map(drop)
+    pub fn settle(&self, id: u64) -> io::Result<bool> {
+        self.0.sessions.remove(&id)
+    }
+
+    /// How many connections lack a record, open ones included.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn count_unsettled(&self) -> io::Result<u64> {
+        // A walk begins anew where an entry goes meanwhile, so some may come twice.
+        let ids: HashSet<u64> = self.0.sessions.keys()?.into_iter().collect();
+        Ok(ids.len() as u64)
     }
 
     /// Does this connection lack a record?

@@ -11,7 +11,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::Arc,
 };
@@ -21,7 +21,7 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 use aya_obj::generated::bpf_attach_type::{self, *};
-use mantled_abi::{self as abi, Bypass, Config, Group};
+use mantled_abi::{self as abi, Bypass, Config, Group, GroupCounts};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -31,10 +31,11 @@ use crate::{
     flows::{Flows, Maps},
     link::Link,
     listener::{Listeners, Served},
-    map::{Map, Prefix},
+    map::{Map, PerCpuMap, Prefix},
     names::Names,
     namespaces::Namespaces,
-    object::{load_error, load_program, open_fd, open_map, program_fd},
+    neighbours,
+    object::{load_error, load_program, open_map, open_per_cpu_map, program_fd},
     pins::Pins,
     sys, to_abi,
     watch::Watch,
@@ -44,8 +45,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ma
 
 /// The maps that are pinned: all of `ebpf/src/maps.rs` that hold something between two calls of
 /// a program, but `EVENTS`, which nobody reads afterwards.
-const MAPS: [&str; 21] = [
+const MAPS: [&str; 22] = [
     "ACCEPTED",
+    "GROUP_COUNTS",
     "CONFIG",
     "LISTENERS",
     "GROUPS",
@@ -74,13 +76,13 @@ pub struct Hook {
     /// Name of the hook, as bpftool prints it.
     pub name: &'static str,
     pub(crate) program: &'static str,
-    attach: bpf_attach_type,
+    pub(crate) attach: bpf_attach_type,
     /// The Linux version that has it.
     pub since: &'static str,
 }
 
 /// Attached at the root.
-static ROOT_HOOKS: [Hook; 7] = [
+pub(crate) static ROOT_HOOKS: [Hook; 7] = [
     Hook {
         name: "connect4",
         program: "mantled_connect4",
@@ -126,7 +128,7 @@ static ROOT_HOOKS: [Hook; 7] = [
 ];
 
 /// Attached to each enrolled cgroup.
-static GROUP_HOOKS: [Hook; 3] = [
+pub(crate) static GROUP_HOOKS: [Hook; 3] = [
     Hook {
         name: "egress",
         program: "mantled_egress",
@@ -213,6 +215,7 @@ impl Interceptor {
             accepted: open_map(&ebpf, "ACCEPTED")?,
             groups: open_map(&ebpf, "GROUPS")?,
             datagrams: open_map(&ebpf, "DATAGRAMS")?,
+            counts: open_per_cpu_map(&ebpf, "GROUP_COUNTS")?,
         });
         Ok(Self {
             config: open_map(&ebpf, "CONFIG")?,
@@ -222,7 +225,7 @@ impl Interceptor {
             bypass4: open_map(&ebpf, "BYPASS4")?,
             bypass6: open_map(&ebpf, "BYPASS6")?,
             resolvers: open_map(&ebpf, "RESOLVERS")?,
-            counters: Counters(Arc::new(open_fd(&ebpf, "COUNTERS")?)),
+            counters: Counters(Arc::new(open_per_cpu_map(&ebpf, "COUNTERS")?)),
             flows,
             ebpf,
             pins,
@@ -262,16 +265,21 @@ impl Interceptor {
 
     fn link(&self, hook: &Hook, cgroup: &Cgroup, pin: Option<&Path>) -> Result<Link, Error> {
         let program = program_fd(&self.ebpf, hook)?;
-        let failed = |source: io::Error| match source.raw_os_error() {
-            // The privilege was enough to load programs, so EPERM is about this cgroup.
-            Some(libc::EPERM) => Error::Exclusive {
-                hook: hook.name,
-                cgroup: cgroup.path().to_owned(),
-            },
-            _ => Error::io(
-                format!("attaching {} to {}", hook.name, cgroup.path().display()),
-                source,
-            ),
+        let failed = |source: io::Error| {
+            let obstacle = match source.raw_os_error() {
+                Some(libc::EPERM) => neighbours::obstacle(hook.name, hook.attach, cgroup),
+                _ => None,
+            };
+            match obstacle {
+                Some(obstacle) => Error::Exclusive {
+                    cgroup: cgroup.path().to_owned(),
+                    obstacle,
+                },
+                None => Error::io(
+                    format!("attaching {} to {}", hook.name, cgroup.path().display()),
+                    source,
+                ),
+            }
         };
         let Some(pin) = pin else {
             return Link::create(program, cgroup.as_fd(), hook.attach).map_err(failed);
@@ -317,6 +325,14 @@ impl Interceptor {
         Ok(watch)
     }
 
+    /// The namespaces, by cookie, in which the daemon listens for a group that was just enrolled,
+    /// beside its own.
+    pub fn namespaces_of(&self, group: u64) -> Vec<u64> {
+        self.watch
+            .as_ref()
+            .map_or_else(Vec::new, |watch| watch.namespaces_of(group))
+    }
+
     /// Forgets where an earlier daemon has listened and this one does not.
     ///
     /// # Errors
@@ -358,6 +374,9 @@ impl Interceptor {
     }
 
     fn try_enroll(&mut self, cgroup: &Cgroup, group: Group) -> Result<(), Error> {
+        self.flows.count(cgroup.id()).map_err(|source| {
+            Error::io(format!("counting for {}", cgroup.path().display()), source)
+        })?;
         let mut links = Vec::new();
         for hook in &GROUP_HOOKS {
             let pin = self
@@ -380,11 +399,12 @@ impl Interceptor {
         Ok(())
     }
 
-    /// Ends the enrolment of a cgroup, by id: it may be gone already.
+    /// Ends the enrolment of a cgroup, by id: it may be gone already. Returns what the kernel has
+    /// counted of it, which nobody can ask for afterwards.
     ///
     /// # Errors
     /// As bpf(2) and unlink(2).
-    pub fn withdraw(&mut self, id: u64) -> Result<(), Error> {
+    pub fn withdraw(&mut self, id: u64) -> Result<GroupCounts, Error> {
         let failed = |source| Error::io(format!("withdrawing cgroup {id}"), source);
         self.groups.remove(&id).map_err(failed)?;
         if let Some(watch) = &self.watch {
@@ -401,7 +421,9 @@ impl Interceptor {
                 _ => {}
             }
         }
-        Ok(())
+        let counts = self.flows.counts(id).map_err(failed)?;
+        self.flows.end_count(id).map_err(failed)?;
+        Ok(counts)
     }
 
     /// Ids of the enrolled cgroups, those of an earlier daemon included.
@@ -604,17 +626,21 @@ impl Interceptor {
 
 /// The kernel's counters; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Counters(Arc<OwnedFd>);
+pub struct Counters(Arc<PerCpuMap<u32, u64>>);
 
 impl Counters {
-    /// Every counter's name and its sum over the CPUs.
+    /// Every counter's name and its sum over the CPUs. One that the pinned map of an earlier version
+    /// has no room for is zero.
     ///
     /// # Errors
     /// As bpf(2).
     pub fn read(&self) -> io::Result<Vec<(&'static str, u64)>> {
         (0_u32..)
             .zip(abi::COUNTER_NAMES)
-            .map(|(index, name)| Ok((*name, sys::per_cpu_sum(self.0.as_fd(), index)?)))
+            .map(|(index, name)| {
+                let values = self.0.get(&index)?.unwrap_or_default();
+                Ok((*name, values.iter().sum()))
+            })
             .collect()
     }
 }

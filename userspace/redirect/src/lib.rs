@@ -2,8 +2,10 @@
 //!
 //! [`Interceptor`] loads the kernel programs, attaches them and enrols cgroups; [`Flows`] tells
 //! the proxy who a peer of its listener is and where it wanted to go; [`Names`] what the agent
-//! asked DNS before; [`Listeners`] are the sockets that the programs send connections to, and
-//! a [`Watch`] opens them where containers are. The rest is what these need: [`cgroup`]s, the bpf file system ([`bpffs`]), connections that were there before ([`existing`]).
+//! asked DNS before; [`Listeners`] are the sockets that the programs send connections to, and a
+//! [`Watch`] opens them where containers are. The rest is what these need: [`cgroup`]s, the bpf file
+//! system ([`bpffs`]), connections that were there before ([`existing`]), what /proc tells of a
+//! [`process`], and other network [`namespaces`].
 //!
 //! This crate and the kernel programs are the only places with unsafe code: system calls that no
 //! library wraps ([`sys`]), and the one closure that runs between fork and exec ([`spawn`]).
@@ -22,8 +24,10 @@ mod listener;
 mod map;
 mod names;
 pub mod namespaces;
+pub mod neighbours;
 mod object;
 mod pins;
+pub mod process;
 pub mod spawn;
 pub mod sys;
 mod watch;

@@ -36,6 +36,8 @@ unsafe impl Plain for abi::Listener {}
 // SAFETY: as above.
 unsafe impl Plain for abi::Group {}
 // SAFETY: as above.
+unsafe impl Plain for abi::GroupCounts {}
+// SAFETY: as above.
 unsafe impl Plain for abi::Flow {}
 // SAFETY: as above.
 unsafe impl Plain for abi::Source {}
@@ -187,6 +189,60 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 _ => return Ok(keys),
             }
         }
+    }
+}
+
+/// A map of the kernel's with one value a CPU.
+#[derive(Debug)]
+pub(crate) struct PerCpuMap<K, V> {
+    map: Map<K, V>,
+    cpus: usize,
+}
+
+impl<K: Plain, V: Plain> PerCpuMap<K, V> {
+    /// As [`Map::new`]. The kernel puts each CPU's value at a multiple of eight bytes.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        const { assert!(size_of::<V>().is_multiple_of(8) && align_of::<V>() <= 8) };
+        Ok(Self {
+            map: Map::new(fd)?,
+            cpus: sys::possible_cpus()?,
+        })
+    }
+
+    /// The values of all CPUs.
+    pub(crate) fn get(&self, key: &K) -> io::Result<Option<Vec<V>>> {
+        let mut values = Vec::<V>::with_capacity(self.cpus);
+        // SAFETY: sizes were checked when self was made, and there is room for every CPU's value.
+        let found = unsafe {
+            sys::map_lookup(
+                self.map.fd.as_fd(),
+                std::ptr::from_ref(key).cast(),
+                values.as_mut_ptr().cast(),
+            )
+        };
+        absent(found.map(|()| {
+            // SAFETY: the kernel has written the value of every CPU.
+            unsafe { values.set_len(self.cpus) };
+            values
+        }))
+    }
+
+    /// Makes or replaces an entry: the same value for every CPU.
+    pub(crate) fn insert(&self, key: &K, value: &V) -> io::Result<()> {
+        let values = vec![*value; self.cpus];
+        // SAFETY: as `get`.
+        unsafe {
+            sys::map_update(
+                self.map.fd.as_fd(),
+                std::ptr::from_ref(key).cast(),
+                values.as_ptr().cast(),
+            )
+        }
+    }
+
+    /// Removes the entry; whether there was one.
+    pub(crate) fn remove(&self, key: &K) -> io::Result<bool> {
+        self.map.remove(key)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Only who may enter a namespace can make a socket in it (setns(2), CAP_SYS_ADMIN), and only who
 //! may look into other users' processes sees which one they use (CAP_SYS_PTRACE). [`Namespaces`]
 //! is all that needs these, so that another process can do it for one that has none of them;
-//! [`InProcess`] does it here. What it does is in [`used`] and [`Visitor`], which know nothing of a
+//! [`InProcess`] does it here. What it does is in [`used`] and [`within`], which know nothing of a
 //! daemon.
 //!
 //! A socket, and a descriptor of a namespace, keep the namespace: whoever opens one closes it when
@@ -56,19 +56,20 @@ pub enum Kind {
     Datagram4,
     /// UDP over IPv6.
     Datagram6,
-    /// Listing and ending sockets (sock_diag(7)), for [`existing::inspect`].
-    Diagnosis,
 }
 
 impl Kind {
-    /// Makes one in the namespace of the calling thread. It does not block.
-    fn open(self) -> io::Result<OwnedFd> {
+    /// Makes one in the namespace of the calling thread. It does not block, and is closed by
+    /// exec().
+    ///
+    /// # Errors
+    /// As socket(2).
+    pub fn open(self) -> io::Result<OwnedFd> {
         let (family, kind) = match self {
             Self::Stream4 => (AddressFamily::Inet, SockType::Stream),
             Self::Stream6 => (AddressFamily::Inet6, SockType::Stream),
             Self::Datagram4 => (AddressFamily::Inet, SockType::Datagram),
             Self::Datagram6 => (AddressFamily::Inet6, SockType::Datagram),
-            Self::Diagnosis => return existing::open(),
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         Ok(socket(family, kind, flags, None)?)
@@ -78,22 +79,23 @@ impl Kind {
 /// Access to other network namespaces. Calls may block for as long as it takes to ask another
 /// process.
 pub trait Namespaces: fmt::Debug + Send + Sync {
-    /// See [`used`].
+    /// See [`used`]. The cgroup is told by its path and by its id.
     ///
     /// # Errors
     /// As [`used`].
-    fn used(&self, cgroup: &Path) -> io::Result<Vec<Used>>;
+    fn used(&self, cgroup: &Path, id: u64) -> io::Result<Vec<Used>>;
 
-    /// Listens in a namespace, and remembers it.
+    /// Listens in a namespace on a free port of loopback, and remembers it until [`Self::close`].
     ///
     /// # Errors
-    /// As [`Visitor::listen`].
+    /// As [`within`], and bind(2).
     fn listen(&self, used: Used) -> io::Result<Opened>;
 
     /// Makes a socket in a namespace that was listened in.
     ///
     /// # Errors
-    /// As [`Visitor::socket`].
+    /// [`io::ErrorKind::NotConnected`]: it was closed, or nobody uses it any more. As setns(2) and
+    /// socket(2).
     fn socket(&self, cookie: u64, kind: Kind) -> io::Result<OwnedFd>;
 
     /// Forgets a namespace. What was opened in it is the caller's to close.
@@ -140,59 +142,68 @@ fn parse(link: &Path) -> io::Result<u64> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Works in the network namespace of a task. The calling thread enters it, and comes back.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`]: the task has gone, or uses another one by now. As setns(2), and the
+/// work's own.
+pub fn within<T>(used: Used, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    Visitor::new()?.visit(&open(used)?, work)
+}
+
+/// Listens on a free port of loopback, in the network namespace of the calling thread.
+///
+/// # Errors
+/// As bind(2).
+pub fn listen() -> io::Result<Listeners> {
+    Listeners::bind_ahead()
+}
+
+fn open(used: Used) -> io::Result<File> {
+    let namespace = File::open(format!("/proc/{}/ns/net", used.task))?;
+    if namespace.metadata()?.ino() == used.inode {
+        Ok(namespace)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
 /// Enters namespaces, and comes back. It belongs to one thread: that thread's namespace changes
 /// while a method runs.
 #[derive(Debug)]
-pub struct Visitor {
+struct Visitor {
     home: File,
     known: HashMap<u64, File>,
 }
 
 impl Visitor {
     /// Of the calling thread.
-    ///
-    /// # Errors
-    /// As open(2).
-    pub fn new() -> io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self {
             home: File::open("/proc/thread-self/ns/net")?,
             known: HashMap::new(),
         })
     }
 
-    /// Listens in the namespace of a task, on a free port of loopback, and remembers the namespace
-    /// until [`Self::close`].
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::NotFound`]: the task has gone, or uses another one by now. As setns(2) and
-    /// bind(2).
-    pub fn listen(&mut self, used: Used) -> io::Result<Opened> {
-        let namespace = File::open(format!("/proc/{}/ns/net", used.task))?;
-        if namespace.metadata()?.ino() != used.inode {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let listeners = self.within(&namespace, Listeners::bind_ahead)?;
+    fn listen(&mut self, used: Used) -> io::Result<Opened> {
+        let namespace = open(used)?;
+        let listeners = self.visit(&namespace, listen)?;
         let cookie = listeners.netns()?;
         self.known.insert(cookie, namespace);
         Ok(Opened { cookie, listeners })
     }
 
-    /// Makes a socket in a namespace that was listened in. It does not block, and is closed by
-    /// exec().
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::NotConnected`]: it was closed. As setns(2) and socket(2).
-    pub fn socket(&mut self, cookie: u64, kind: Kind) -> io::Result<OwnedFd> {
+    /// Makes a socket in a namespace that was listened in.
+    fn socket(
+        &self,
+        cookie: u64,
+        make: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<OwnedFd> {
         let namespace = self.known.get(&cookie).ok_or(io::ErrorKind::NotConnected)?;
-        self.within(namespace, || kind.open())
+        self.visit(namespace, make)
     }
 
-    /// Forgets a namespace.
-    pub fn close(&mut self, cookie: u64) {
-        self.known.remove(&cookie);
-    }
-
-    fn within<T>(&self, namespace: &File, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    fn visit<T>(&self, namespace: &File, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         let result = work();
         // The capability was there a moment ago. A thread that stayed would make the next home
@@ -242,10 +253,19 @@ impl InProcess {
         self.jobs.send(job).map_err(|_| gone())?;
         answered.recv().map_err(|_| gone())?
     }
+
+    /// A socket that lists and ends the sockets of a namespace that was listened in, for
+    /// [`existing::list`].
+    ///
+    /// # Errors
+    /// As [`Namespaces::socket`].
+    pub fn diagnosis(&self, cookie: u64) -> io::Result<OwnedFd> {
+        self.ask(move |visitor| visitor.socket(cookie, existing::open))
+    }
 }
 
 impl Namespaces for InProcess {
-    fn used(&self, cgroup: &Path) -> io::Result<Vec<Used>> {
+    fn used(&self, cgroup: &Path, _: u64) -> io::Result<Vec<Used>> {
         used(cgroup)
     }
 
@@ -254,11 +274,11 @@ impl Namespaces for InProcess {
     }
 
     fn socket(&self, cookie: u64, kind: Kind) -> io::Result<OwnedFd> {
-        self.ask(move |visitor| visitor.socket(cookie, kind))
+        self.ask(move |visitor| visitor.socket(cookie, || kind.open()))
     }
 
     fn close(&self, cookie: u64) {
-        let close: Job = Box::new(move |visitor| visitor.close(cookie));
+        let close: Job = Box::new(move |visitor| drop(visitor.known.remove(&cookie)));
         // Without the thread there is nothing to close.
         let _ = self.jobs.send(close);
     }

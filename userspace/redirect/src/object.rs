@@ -14,7 +14,7 @@ use aya::{
 use crate::{
     Error,
     interceptor::Hook,
-    map::{Map, Plain},
+    map::{Map, PerCpuMap, Plain},
 };
 
 pub(crate) fn load_program(program: &mut Program) -> Result<(), ProgramError> {
@@ -47,6 +47,14 @@ pub(crate) fn open_map<K: Plain, V: Plain>(
         .map_err(|source| Error::io(format!("opening map {name}"), source))
 }
 
+pub(crate) fn open_per_cpu_map<K: Plain, V: Plain>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<PerCpuMap<K, V>, Error> {
+    PerCpuMap::new(open_fd(ebpf, name)?)
+        .map_err(|source| Error::io(format!("opening map {name}"), source))
+}
+
 pub(crate) fn open_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
     let data = match ebpf.map(name) {
         Some(
@@ -55,6 +63,7 @@ pub(crate) fn open_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, Error>
             | AyaMap::LruHashMap(data)
             | AyaMap::LpmTrie(data)
             | AyaMap::PerCpuArray(data)
+            | AyaMap::PerCpuHashMap(data)
             | AyaMap::SkStorage(data),
         ) => data,
         _ => return Err(Error::Load(format!("the object lacks map {name}"))),
@@ -88,10 +97,15 @@ pub(crate) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)
         cause = current.source();
     }
     match errno {
-        // The verifier's EACCES comes with what it says; the privilege that is missing does not.
-        Some(libc::EPERM | libc::EACCES) if !text.contains("processed") => Error::Privilege {
-            action: action.to_owned(),
-        },
+        // The verifier's EACCES comes with what it says; the privilege that is missing does not,
+        // unless it is CAP_PERFMON, whose lack makes it stricter.
+        Some(libc::EPERM | libc::EACCES)
+            if !text.contains("processed") || text.contains("prohibited for !root") =>
+        {
+            Error::Privilege {
+                action: action.to_owned(),
+            }
+        }
         _ => Error::Kernel {
             action: action.to_owned(),
             reason: last_lines(&text, 12),

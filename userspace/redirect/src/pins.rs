@@ -24,6 +24,13 @@ impl Default for Pins {
 }
 
 impl Pins {
+    /// In another directory of a bpf file system: a unit may see the usual one there alone.
+    pub fn at(base: &Path) -> Self {
+        Self {
+            base: base.to_owned(),
+        }
+    }
+
     /// The directory of this version's layout.
     pub(crate) fn current(&self) -> PathBuf {
         self.base.join(format!("v{}", abi::VERSION))
@@ -41,9 +48,15 @@ impl Pins {
         self.current().join("groups").join(format!("{id}-{hook}"))
     }
 
+    /// Is a program pinned for this cgroup itself? As the file system shows it: nothing but its
+    /// permissions is needed to ask.
+    pub fn has_group(&self, id: u64) -> bool {
+        self.group(id, "egress").exists()
+    }
+
     /// Makes the directories, and refuses pins of another version.
     pub(crate) fn prepare(&self) -> Result<(), Error> {
-        bpffs::ensure()?;
+        bpffs::ensure(&self.base)?;
         let current = self.current();
         for entry in fs::read_dir(&self.base).into_iter().flatten().flatten() {
             if entry.path() != current {
@@ -58,9 +71,9 @@ impl Pins {
         Ok(())
     }
 
-    /// Is anything pinned?
+    /// Is anything pinned? The directory itself may have been made for a daemon that cannot.
     pub fn exist(&self) -> bool {
-        self.base.exists()
+        fs::read_dir(&self.base).is_ok_and(|mut entries| entries.next().is_some())
     }
 
     /// Detaches every program, also under a daemon that still runs, and removes every pin, of
@@ -70,9 +83,19 @@ impl Pins {
     /// [`Error::Io`], [`Error::Privilege`].
     pub fn remove(&self) -> Result<Vec<String>, Error> {
         let mut detached = Vec::new();
-        remove_below(&self.base, &mut detached)
-            .map_err(|source| Error::io(format!("removing {}", self.base.display()), source))?;
-        Ok(detached)
+        let failed = |source| Error::io(format!("removing {}", self.base.display()), source);
+        remove_below(&self.base, &mut detached).map_err(failed)?;
+        match fs::remove_dir(&self.base) {
+            // It is a mount point, or in a directory that is another's: it was made for this
+            // process, and stays, empty.
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT | libc::EBUSY | libc::EPERM | libc::EACCES | libc::EROFS) => {
+                    Ok(detached)
+                }
+                _ => Err(failed(error)),
+            },
+            Ok(()) => Ok(detached),
+        }
     }
 }
 
@@ -85,6 +108,7 @@ fn remove_below(path: &Path, detached: &mut Vec<String>) -> io::Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             remove_below(&entry.path(), detached)?;
+            fs::remove_dir(entry.path())?;
             continue;
         }
         let is_link = path.ends_with("links") || path.ends_with("groups");
@@ -94,5 +118,5 @@ fn remove_below(path: &Path, detached: &mut Vec<String>) -> io::Result<()> {
         }
         fs::remove_file(entry.path())?;
     }
-    fs::remove_dir(path)
+    Ok(())
 }

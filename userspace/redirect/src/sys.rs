@@ -12,6 +12,7 @@ use std::{
 
 use aya_obj::generated::{
     BPF_F_QUERY_EFFECTIVE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info,
+    bpf_prog_info, bpf_prog_type,
 };
 
 /// bpf(2); returns a descriptor or 0.
@@ -116,6 +117,95 @@ pub(crate) fn effective_programs(
     // SAFETY: the kernel has filled this member.
     ids.truncate(unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize);
     Ok(ids)
+}
+
+/// `BPF_PROG_QUERY`: ids of the programs that are attached to this very cgroup, and how
+/// (`BPF_F_ALLOW_MULTI` and the like).
+pub(crate) fn attached_programs(
+    cgroup: BorrowedFd<'_>,
+    attach: bpf_attach_type,
+) -> io::Result<(Vec<u32>, u32)> {
+    // More than the kernel lets one cgroup have (BPF_CGROUP_MAX_PROGS is 64).
+    let mut ids = vec![0_u32; 128];
+    let mut attr = empty();
+    attr.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+    attr.query.attach_type = attach as u32;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel has filled these members.
+    let (count, flags) = unsafe {
+        (
+            attr.query.__bindgen_anon_2.prog_cnt,
+            attr.query.attach_flags,
+        )
+    };
+    ids.truncate(count as usize);
+    Ok((ids, flags))
+}
+
+/// Name of a program, by its id. It takes more privileges than the daemon has (CAP_SYS_ADMIN).
+pub(crate) fn program_name(id: u32) -> io::Result<String> {
+    let mut attr = empty();
+    attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
+    let program = owned(bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr)?);
+    // SAFETY: plain old data.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attr = empty();
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let bytes = info.name.map(|byte| byte as u8);
+    Ok(bytes
+        .split(|byte| *byte == 0)
+        .next()
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .unwrap_or_default())
+}
+
+/// Attaches a program that lets everything pass to a cgroup's `sock_create`, in the old way that
+/// suffers no other program there or below. It stays until the cgroup is removed. For tests: this
+/// is what other software does that [`Error::Exclusive`](crate::Error::Exclusive) tells of.
+///
+/// # Errors
+/// As bpf(2).
+pub fn occupy(cgroup: impl AsFd) -> io::Result<()> {
+    // r0 = 1; exit
+    let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+    let mut attr = empty();
+    // SAFETY: every member of the union is plain old data, and this one is the command's.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK as u32;
+    load.expected_attach_type = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE as u32;
+    load.insn_cnt = instructions.len() as u32;
+    load.insns = instructions.as_ptr() as u64;
+    load.license = c"MIT".as_ptr() as u64;
+    for (slot, byte) in load.prog_name.iter_mut().zip(b"occupant") {
+        *slot = *byte as _;
+    }
+    let program = owned(bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?);
+    let mut attr = empty();
+    // SAFETY: as above.
+    let attach = unsafe { &mut attr.__bindgen_anon_5 };
+    attach.__bindgen_anon_1.target_fd = cgroup.as_fd().as_raw_fd() as u32;
+    attach.attach_bpf_fd = program.as_raw_fd() as u32;
+    attach.attach_type = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE as u32;
+    bpf(bpf_cmd::BPF_PROG_ATTACH, &mut attr).map(drop)
+}
+
+/// Is the clock kept in step by somebody (NTP)?
+///
+/// # Errors
+/// As adjtimex(2).
+pub fn clock_is_synchronised() -> io::Result<bool> {
+    // SAFETY: plain old data; no mode says that nothing is set.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the call writes to `state` alone.
+    match unsafe { libc::adjtimex(&raw mut state) } {
+        -1 => Err(io::Error::last_os_error()),
+        state => Ok(state != libc::TIME_ERROR),
+    }
 }
 
 fn socket_option_u64(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
@@ -311,23 +401,8 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
-/// Sum over all CPUs of one `u64` of a per-CPU array.
-pub(crate) fn per_cpu_sum(map: BorrowedFd<'_>, index: u32) -> io::Result<u64> {
-    let cpus = possible_cpus()?;
-    let mut values = vec![0_u64; cpus];
-    // SAFETY: the key is four bytes, the value one u64 for each possible CPU.
-    unsafe {
-        map_lookup(
-            map,
-            std::ptr::from_ref(&index).cast(),
-            values.as_mut_ptr().cast(),
-        )?
-    };
-    Ok(values.iter().sum())
-}
-
 /// How many CPUs the kernel reserves per-CPU values for.
-fn possible_cpus() -> io::Result<usize> {
+pub(crate) fn possible_cpus() -> io::Result<usize> {
     // "0-3" or "0"; the ids are contiguous on every machine that the kernel's own tools support.
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
     text.trim()

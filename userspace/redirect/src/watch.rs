@@ -62,6 +62,8 @@ enum Subject {
 struct Open {
     cookie: u64,
     missed: u32,
+    /// The group for which it was opened.
+    first: u64,
     /// The groups that were seen in it, and how they were enrolled then.
     groups: HashMap<u64, Group>,
 }
@@ -153,7 +155,7 @@ impl Watch {
         };
         let mut state = self.state();
         let used = self.used(&mut state, cgroup.id(), &member);
-        self.open(&mut state, &used.unwrap_or_default());
+        self.open(&mut state, cgroup.id(), &used.unwrap_or_default());
         // The last cgroup of a unit that has started again.
         state
             .groups
@@ -161,6 +163,19 @@ impl Watch {
         state.groups.insert(cgroup.id(), member);
         drop(state);
         self.wake();
+    }
+
+    /// The namespaces, by cookie, in which the daemon listens for a group that was just added.
+    pub fn namespaces_of(&self, group: u64) -> Vec<u64> {
+        let mut state = self.state();
+        let Some(member) = state.groups.get(&group).cloned() else {
+            return Vec::new();
+        };
+        let used = self.used(&mut state, group, &member).unwrap_or_default();
+        used.iter()
+            .filter_map(|used| state.open.get(&used.inode))
+            .map(|open| open.cookie)
+            .collect()
     }
 
     /// This group is not enrolled any more.
@@ -176,13 +191,13 @@ impl Watch {
     pub fn look(&self, only_ends: bool) -> Vec<Change> {
         let mut state = self.state();
         let groups = state.groups.clone();
-        // Without a look at all of them, nothing is known of what is not used any more.
-        let mut whole = true;
+        // Of what these use, nothing is known.
+        let mut unseen: HashSet<u64> = HashSet::new();
         let mut entered: Vec<(u64, u64)> = Vec::new();
         let mut seen: Vec<Used> = Vec::new();
         for (id, member) in &groups {
             let Some(used) = self.used(&mut state, *id, member) else {
-                whole = false;
+                unseen.insert(*id);
                 continue;
             };
             if member.withdrawn {
@@ -192,7 +207,7 @@ impl Watch {
             } else {
                 entered.extend(used.iter().map(|used| (used.inode, *id)));
                 if !only_ends {
-                    self.open(&mut state, &used);
+                    self.open(&mut state, *id, &used);
                 }
             }
             seen.extend(used);
@@ -207,9 +222,7 @@ impl Watch {
                 member.known = true;
             }
         }
-        if whole {
-            self.give_up(&mut state, &seen);
-        }
+        self.give_up(&mut state, &seen, &unseen);
         state.told.retain(|subject| match subject {
             Subject::Namespace(inode) => seen.iter().any(|used| used.inode == *inode),
             Subject::Group(id) => groups.contains_key(id),
@@ -219,7 +232,7 @@ impl Watch {
 
     /// The namespaces that a group uses, but for the daemon's own; None where that is unknown.
     fn used(&self, state: &mut State, id: u64, member: &Member) -> Option<Vec<Used>> {
-        match self.0.namespaces.used(&member.path) {
+        match self.0.namespaces.used(&member.path, id) {
             Ok(mut used) => {
                 used.retain(|used| used.inode != state.home);
                 Some(used)
@@ -235,7 +248,7 @@ impl Watch {
         }
     }
 
-    fn open(&self, state: &mut State, seen: &[Used]) {
+    fn open(&self, state: &mut State, group: u64, seen: &[Used]) {
         for used in seen {
             if state.open.contains_key(&used.inode) {
                 continue;
@@ -248,6 +261,7 @@ impl Watch {
                         Open {
                             cookie,
                             missed: 0,
+                            first: group,
                             groups: HashMap::new(),
                         },
                     );
@@ -276,11 +290,17 @@ impl Watch {
         Ok(opened)
     }
 
-    fn give_up(&self, state: &mut State, seen: &[Used]) {
+    fn give_up(&self, state: &mut State, seen: &[Used], unseen: &HashSet<u64>) {
         let State { open, changes, .. } = state;
         open.retain(|inode, open| {
             if seen.iter().any(|used| used.inode == *inode) {
                 open.missed = 0;
+                return true;
+            }
+            if std::iter::once(&open.first)
+                .chain(open.groups.keys())
+                .any(|group| unseen.contains(group))
+            {
                 return true;
             }
             open.missed += 1;

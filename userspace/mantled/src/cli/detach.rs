@@ -1,6 +1,6 @@
 //! `mantled detach --all`: gives the host back.
 
-use mantled_redirect::{Pins, bpffs};
+use mantled_redirect::Pins;
 
 use super::Exit;
 
@@ -14,7 +14,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(_: &Arguments) -> Result<(), Exit> {
     let pins = Pins::default();
-    if !bpffs::is_mounted() || !pins.exist() {
+    if !pins.exist() {
         println!("nothing is attached");
         return Ok(());
     }

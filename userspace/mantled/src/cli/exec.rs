@@ -1,12 +1,16 @@
-//! `mantled exec`: a command in a cgroup of its own, with an interceptor of its own.
+//! `mantled exec`: a command in a cgroup of its own.
 //!
-//! Nothing is pinned: when this process and its guard are gone, everything is.
+//! The daemon enrols that cgroup where one runs ([`with_daemon`]). Else, or with a configuration of
+//! its own, this process is its own interceptor; then nothing is pinned: when this process and its
+//! guard are gone, everything is.
+
+mod with_daemon;
 
 use std::{
     ffi::OsString,
     io,
     os::{
-        fd::OwnedFd,
+        fd::{BorrowedFd, OwnedFd},
         unix::{
             net::UnixStream,
             process::{CommandExt as _, ExitStatusExt as _},
@@ -16,23 +20,29 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
-use mantled_record::{Path, SessionRecord, Verdict};
+use mantled_record::SessionRecord;
 use mantled_redirect::{cgroup::Cgroup, spawn, sys};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self, SignalKind, signal},
     sync::{mpsc, watch},
 };
 
-use super::{Exit, load, runtime};
+use super::{Exit, load, no_helper, runtime};
 use crate::{
+    admin::lease,
     app::{App, Options, open_log},
-    config::{Config, Mode},
+    config::{Config, DEFAULT_SOCKET, Mode},
     enrollment::group,
+    groups::EXEC,
+    helper::Helper,
+    summary::describe,
 };
+
+const NO_SESSIONS: &str = "mantled: the command made no connections beyond this host";
 
 /// Exit code of a command that cannot be started, as shells have it.
 const NOT_STARTED: u8 = 127;
@@ -40,9 +50,13 @@ const NOT_STARTED: u8 = 127;
 /// Arguments of `mantled exec`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Configuration file; without one, the defaults.
+    /// Configuration file; then the daemon is not asked. Without one, the daemon's, and the defaults
+    /// where none runs.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where the daemon is asked.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
     /// What happens to connections that cannot be verified.
     #[arg(short, long, value_enum, default_value = "enforce")]
     mode: ModeArgument,
@@ -66,13 +80,16 @@ enum ModeArgument {
 }
 
 pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
-    let config = match &arguments.config {
-        Some(path) => load(path)?,
-        None => Config::builtin(),
-    };
     let mode = match arguments.mode {
         ModeArgument::Enforce => Mode::Enforce,
         ModeArgument::Observe => Mode::Observe,
+    };
+    if arguments.config.is_none() && lease::is_served(&arguments.socket) {
+        return with_daemon::run(&arguments, mode);
+    }
+    let config = match &arguments.config {
+        Some(path) => load(path)?,
+        None => Config::builtin(),
     };
     let output: Box<dyn io::Write + Send> = match &arguments.record {
         Some(file) => open_log(file)?,
@@ -90,12 +107,13 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
         mode.default_inbound(),
     );
 
-    let cgroup = Cgroup::create_below_own(&format!("mantled-exec-{}", std::process::id()))?;
+    let cgroup = create_cgroup()?;
     // From here on the guard clears the cgroup, whatever happens to this process.
     let guard = Guard::start(&cgroup)?;
     let (copies, records) = mpsc::unbounded_channel();
     let options = Options {
         pins: None,
+        helper: Helper::at(None).map_err(no_helper)?,
         debug: verbose > 1,
         copies: Some(copies),
         lock: None,
@@ -103,7 +121,7 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
     };
     let mut app = App::build(config, output, options)?;
     app.enroll(&cgroup, settings)?;
-    guard.hold(&app)?;
+    guard.hold(&app.interceptor.link_fds())?;
 
     let runtime = runtime()?;
     let status = runtime.block_on(serve(app, &arguments.command, &cgroup, guard));
@@ -113,6 +131,18 @@ pub(super) fn run(arguments: Arguments, verbose: u8) -> Result<(), Exit> {
     if !arguments.quiet {
         summarise(records);
     }
+    exit_as(status)
+}
+
+fn create_cgroup() -> Result<Cgroup, Exit> {
+    Ok(Cgroup::create_below_own(&format!(
+        "{EXEC}{}",
+        std::process::id()
+    ))?)
+}
+
+/// As the command has ended.
+fn exit_as(status: ExitStatus) -> Result<(), Exit> {
     match status.code() {
         Some(0) => Ok(()),
         Some(code) => Err(Exit::code(code as u8)),
@@ -129,28 +159,9 @@ async fn serve(
 ) -> Result<ExitStatus, Exit> {
     let failed = |what: &str, error: io::Error| Exit::failed(format!("{what}: {error}"));
     let (stop, stopped) = watch::channel(false);
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(|error| failed("signals", error))?;
-    // The terminal sends it to the command as well, which decides what it means.
-    let _interrupt = signal(SignalKind::interrupt()).map_err(|error| failed("signals", error))?;
+    let signals = Signals::new()?;
     let proxy = tokio::spawn(app.run(stopped));
-
-    let mut child = start(command, cgroup)?;
-    let pid = Pid::from_raw(child.id() as i32);
-    let mut waiting = tokio::task::spawn_blocking(move || child.wait());
-    let status = loop {
-        tokio::select! {
-            status = &mut waiting => {
-                break status
-                    .map_err(io::Error::other)
-                    .flatten()
-                    .map_err(|error| failed("waiting for the command", error))?;
-            }
-            _ = terminate.recv() => {
-                let _ = kill(pid, Signal::SIGTERM);
-            }
-        }
-    };
+    let status = signals.wait_for(start(command, cgroup)?).await?;
     // Whatever the command has left behind goes with it; then no session is left to drain.
     let cleared = tokio::task::spawn_blocking(move || guard.clear())
         .await
@@ -162,6 +173,41 @@ async fn serve(
         .map_err(|error| failed("the proxy", error))?;
     cleared?;
     Ok(status)
+}
+
+/// What is sent to this process while the command runs.
+struct Signals {
+    terminate: unix::Signal,
+    /// The terminal sends it to the command as well, which decides what it means.
+    _interrupt: unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Exit> {
+        let failed = |error: io::Error| Exit::failed(format!("signals: {error}"));
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            _interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn wait_for(mut self, mut child: Child) -> Result<ExitStatus, Exit> {
+        let pid = Pid::from_raw(child.id() as i32);
+        let mut waiting = tokio::task::spawn_blocking(move || child.wait());
+        loop {
+            tokio::select! {
+                status = &mut waiting => {
+                    return status
+                        .map_err(io::Error::other)
+                        .flatten()
+                        .map_err(|error| Exit::failed(format!("waiting for the command: {error}")));
+                }
+                _ = self.terminate.recv() => {
+                    let _ = kill(pid, Signal::SIGTERM);
+                }
+            }
+        }
+    }
 }
 
 /// Starts the command on this thread, the main one: the command dies with the thread that
@@ -212,13 +258,13 @@ impl Guard {
         })
     }
 
-    /// Gives it copies of the links.
-    fn hold(&self, app: &App) -> Result<(), Exit> {
+    /// Gives it copies of what the group's protection hangs on.
+    fn hold(&self, held: &[BorrowedFd<'_>]) -> Result<(), Exit> {
         let socket = self
             .socket
             .as_ref()
             .ok_or_else(|| Exit::failed("the guard is gone"))?;
-        sys::send_descriptors(socket, &app.interceptor.link_fds())
+        sys::send_descriptors(socket, held)
             .map_err(|error| Exit::failed(format!("handing the links to the guard: {error}")))
     }
 
@@ -249,63 +295,6 @@ fn summarise(mut records: mpsc::UnboundedReceiver<SessionRecord>) {
         eprintln!("mantled: {}", describe(&record));
     }
     if sessions == 0 {
-        eprintln!("mantled: the command made no connections beyond this host");
+        eprintln!("{NO_SESSIONS}");
     }
-}
-
-/// A record as a person would like to read it, in one line.
-fn describe(record: &SessionRecord) -> String {
-    let who = record
-        .process
-        .as_ref()
-        .map_or("?", |process| process.name.as_str());
-    let address = record.server_address.as_deref().unwrap_or("?");
-    let port = record.upstream_port.or(record.server_port).unwrap_or(0);
-    let protocol = record
-        .protocol
-        .map(|name| format!(" {name}"))
-        .unwrap_or_default();
-    let tls = &record.tls;
-    let how = match (record.verdict, record.path) {
-        (Verdict::Refused | Verdict::Failed | Verdict::Aborted, _) => format!(
-            "{} ({})",
-            match record.verdict {
-                Verdict::Refused => "REFUSED",
-                Verdict::Failed => "failed",
-                _ => "cut",
-            },
-            record.error.unwrap_or("?")
-        ),
-        (_, Some(Path::Verified)) => format!(
-            "TLS {} {} verified as {}",
-            tls.version.as_deref().unwrap_or("?"),
-            tls.group.as_deref().unwrap_or(""),
-            tls.verified_name.as_deref().unwrap_or("?")
-        ),
-        (_, Some(Path::Exposed)) => {
-            format!(
-                "IN CLEAR (enforce would refuse: {})",
-                record.would_refuse.unwrap_or("exempt")
-            )
-        }
-        (_, Some(Path::Native)) => format!(
-            "the agent's own TLS {}, {}",
-            tls.version.as_deref().unwrap_or("?"),
-            match &tls.server_checked {
-                Some(name) => format!("to a server that proved {name} when it was asked"),
-                None => "unverified".to_owned(),
-            }
-        ),
-        (_, Some(Path::Resolver)) => "a resolver".to_owned(),
-        (_, None) => "closed without a word".to_owned(),
-    };
-    let reason = record
-        .reason
-        .as_deref()
-        .map(|reason| format!(": {reason}"))
-        .unwrap_or_default();
-    format!(
-        "{who} -> {address}:{port}{protocol}, {how}, {} B out, {} B in, {} ms{reason}",
-        record.sent, record.received, record.duration_ms
-    )
 }

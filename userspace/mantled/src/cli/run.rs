@@ -14,11 +14,12 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Exit, load, runtime};
+use super::{Exit, load, no_helper, runtime};
 use crate::{
     app::{self, App, Options},
     config::DEFAULT_PATH,
-    handover::Predecessor,
+    handover::{self, Predecessor},
+    helper::Helper,
 };
 
 /// One daemon a host: two would take the pins from each other.
@@ -30,12 +31,25 @@ pub(super) struct Arguments {
     /// Configuration file.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+    /// Ask the `mantled helper` at this socket about processes, rather than looking at them with
+    /// privileges of this process.
+    #[arg(long, value_name = "SOCKET")]
+    helper: Option<PathBuf>,
+    /// Where the unit shows /sys/fs/bpf/mantled to a daemon that must not see what is around it.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    pins: Option<PathBuf>,
     /// Take over from the daemon at standard input, which has started this one.
     #[arg(long, hide = true)]
     take_over: bool,
+    /// Start the daemon that takes over, and end.
+    #[arg(long, hide = true)]
+    start_successor: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, verbose: u8) -> Result<(), Exit> {
+    if arguments.start_successor {
+        return handover::start_and_leave().map_err(Exit::failed);
+    }
     let predecessor = if arguments.take_over {
         let predecessor = Predecessor::of_stdin().map_err(|error| {
             Exit::failed(format!("--take-over is for `mantled upgrade` ({error})"))
@@ -73,7 +87,13 @@ fn start(
         None => Some(lock()?),
     };
     let options = Options {
-        pins: Some(Pins::default()),
+        pins: Some(
+            arguments
+                .pins
+                .as_deref()
+                .map_or_else(Pins::default, Pins::at),
+        ),
+        helper: Helper::at(arguments.helper.as_deref()).map_err(no_helper)?,
         debug: verbose > 1,
         copies: None,
         lock,

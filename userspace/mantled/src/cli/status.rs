@@ -1,11 +1,12 @@
 //! `mantled status`: what is enrolled, and how it goes.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use super::Exit;
+use super::{Exit, enroll::duration};
 use crate::{
     admin::{self, GroupStatus, Reply, Request, Status},
     config::DEFAULT_SOCKET,
+    share::Share,
 };
 
 /// Arguments of `mantled status`.
@@ -91,6 +92,23 @@ fn print(status: &Status) {
             tally.failed,
             tally.bypass_attempts
         );
+        if group.canary != Share::ALL || tally.left_out > 0 {
+            println!(
+                "  {} of its connections go through mantled; {} went past it",
+                group.canary, tally.left_out
+            );
+        }
+        if let (Some(left), Some(before)) = (group.reverts_in_s, &group.reverts_to) {
+            let then = match before.as_str() {
+                "not enrolled" => "withdrawn".to_owned(),
+                mode => format!("in {mode} mode as before"),
+            };
+            println!(
+                "  in {} it is {then}, unless you confirm it: mantled enroll {} --confirm",
+                duration(Duration::from_secs(left)),
+                group.target
+            );
+        }
         if !group.detached.is_empty() {
             println!(
                 "  DETACHED: the kernel does not run {}; restart mantled, and see `mantled doctor`",

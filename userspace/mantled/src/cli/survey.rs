@@ -179,7 +179,7 @@ fn as_json(seen: &[Destination]) -> serde_json::Value {
 }
 
 /// A duration as it is typed.
-fn period(text: &str) -> Result<Duration, String> {
+pub(super) fn period(text: &str) -> Result<Duration, String> {
     let split = text
         .find(|letter: char| !letter.is_ascii_digit())
         .unwrap_or(text.len());

@@ -14,7 +14,7 @@ use super::route::{Protocol, TlsMode};
 use super::trust::MinVersion;
 
 /// The keys that are known but not available yet.
-pub(super) const LATER: &[&str] = &["policy", "level", "recipients", "metrics"];
+pub(super) const LATER: &[&str] = &["policy", "level", "recipients"];
 
 /// The configuration of mantled.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -182,8 +182,9 @@ pub(super) struct RawRecord {
 pub(super) struct RawAdmin {
     /// The socket of `mantled enroll`, `withdraw` and `status`.
     pub(super) socket: Field<String>,
-    #[schemars(skip)]
-    pub(super) metrics: Field<Later>,
+    /// Where Prometheus finds the metrics, by plain HTTP: an address with a port. Without it,
+    /// nowhere.
+    pub(super) metrics: Field<String>,
 }
 
 /// How long, and how many.

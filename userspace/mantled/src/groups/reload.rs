@@ -102,6 +102,8 @@ impl Groups {
                 None => self.wanted.push(new),
                 Some(known) => {
                     known.origin = Origin::Configuration;
+                    // What the file says, nobody has to confirm.
+                    known.revert = None;
                     if known.settings != new.settings {
                         known.settings = new.settings;
                         self.enroll_again(&new.target);
@@ -124,7 +126,7 @@ impl Groups {
         let mut wanted = self.wanted.swap_remove(index);
         match wanted.find() {
             Ok(Some(cgroup)) if Some(cgroup.id()) == wanted.enrolled => {
-                match self.enroll_now(&cgroup, wanted.settings) {
+                match self.enroll_now(&cgroup, wanted.settings, false) {
                     Ok(_) => self.live.current().judge_again(),
                     Err(error) => wanted.tell(error.to_string()),
                 }

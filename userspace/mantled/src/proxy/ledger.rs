@@ -1,24 +1,33 @@
 //! Sessions that are open, and their records.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mantled_record::{Path, Process, SessionRecord, Sink, Verdict};
-use mantled_redirect::{Peer, abi, sys};
+use mantled_redirect::{
+    Peer,
+    abi::{self, GroupCounts},
+    sys,
+};
 use tokio::sync::mpsc;
 
 use crate::{
-    admin::Tally,
+    admin::{EndCount, OpenSession, Tally},
     error::{Cause, Failure},
+    identity,
     names::Found,
 };
+
+/// Sessions that did not go as the agent wished are logged, at most so many a second: the records
+/// have them all.
+const LOGGED: u32 = 20;
 
 /// Opens sessions and counts them; cheap to clone.
 #[derive(Clone, Debug)]
@@ -36,12 +45,86 @@ struct Shared {
     opened: AtomicU64,
     /// By the id of the group; of those alone that are counted, so that they do not grow.
     tallies: Mutex<HashMap<u64, Tally>>,
+    /// Who wants copies of a group's records, and how many were too many.
+    watchers: Mutex<HashMap<u64, (mpsc::Sender<SessionRecord>, u64)>>,
+    /// How sessions have ended.
+    ends: Mutex<HashMap<End, u64>>,
+    /// Refusals that were logged, and since when: see [`LOGGED`].
+    logged: Mutex<(Option<Instant>, u32)>,
+    /// Those that are open, in the order in which they were opened.
+    live: Mutex<BTreeMap<u64, Live>>,
+}
+
+/// How a session has ended: a bounded set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct End {
+    protocol: Option<&'static str>,
+    verdict: Verdict,
+    path: Option<Path>,
+    error: Option<&'static str>,
+}
+
+impl End {
+    fn of(record: &SessionRecord) -> Self {
+        Self {
+            protocol: record.protocol,
+            verdict: record.verdict,
+            path: record.path,
+            error: record.error,
+        }
+    }
+}
+
+/// An open session.
+#[derive(Debug)]
+struct Live {
+    id: String,
+    started: Instant,
+    process: Option<(u32, String)>,
+    group: Option<u64>,
+    destination: Option<SocketAddr>,
+}
+
+/// Nothing panics while it holds one of these locks; what is inside is whole after every call in any
+/// case.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     fn tallies(&self) -> MutexGuard<'_, HashMap<u64, Tally>> {
-        // Numbers are whole after every call.
-        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tallies)
+    }
+
+    fn ended(&self, record: &SessionRecord) {
+        *lock(&self.ends).entry(End::of(record)).or_default() += 1;
+        if record.verdict != Verdict::Allowed && self.may_log() {
+            tracing::info!(
+                session.id = record.id,
+                error.r#type = record.error,
+                server.address = record.server_address,
+                server.port = record.server_port,
+                process.pid = record.process.as_ref().map(|process| process.pid),
+                process.executable.name = record.process.as_ref().map(|process| &*process.name),
+                "{}: {}",
+                record.verdict.name(),
+                record.reason.as_deref().unwrap_or("no reason is known")
+            );
+        }
+    }
+
+    fn may_log(&self) -> bool {
+        let mut logged = lock(&self.logged);
+        let (since, count) = &mut *logged;
+        if since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+            (*since, *count) = (Some(Instant::now()), 0);
+        }
+        *count += 1;
+        *count <= LOGGED
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, HashMap<u64, (mpsc::Sender<SessionRecord>, u64)>> {
+        lock(&self.watchers)
     }
 }
 
@@ -113,6 +196,40 @@ impl Ledger {
             .unwrap_or_default()
     }
 
+    /// How many sessions have ended in which way.
+    pub fn ends(&self) -> Vec<EndCount> {
+        let none = || "none".to_owned();
+        let mut ends: Vec<EndCount> = lock(&self.shared.ends)
+            .iter()
+            .map(|(end, count)| EndCount {
+                protocol: end.protocol.map_or_else(none, str::to_owned),
+                verdict: end.verdict.name().to_owned(),
+                path: end.path.map_or_else(none, |path| path.name().to_owned()),
+                error: end.error.map_or_else(none, str::to_owned),
+                count: *count,
+            })
+            .collect();
+        ends.sort_unstable();
+        ends
+    }
+
+    /// The sessions that were opened last, the newest first.
+    pub fn newest(&self, most: usize) -> Vec<OpenSession> {
+        lock(&self.shared.live)
+            .values()
+            .rev()
+            .take(most)
+            .map(|live| OpenSession {
+                id: live.id.clone(),
+                open_ms: live.started.elapsed().as_millis() as u64,
+                pid: live.process.as_ref().map(|(pid, _)| *pid),
+                process: live.process.as_ref().map(|(_, name)| name.clone()),
+                group: live.group,
+                destination: live.destination.map(|address| address.to_string()),
+            })
+            .collect()
+    }
+
     /// Counts what happens in this group from now on. One that had another cgroup goes on with the
     /// counts of that.
     pub fn count(&self, group: u64, before: Option<u64>) {
@@ -127,11 +244,23 @@ impl Ledger {
         self.shared.tallies().remove(&group);
     }
 
-    /// The kernel has refused something that this group sent past the proxy.
-    pub fn bypass_attempt(&self, group: u64) {
+    /// Adds to the counts of this group what the kernel has counted of a cgroup that it had.
+    pub fn add(&self, group: u64, counted: GroupCounts) {
         if let Some(tally) = self.shared.tallies().get_mut(&group) {
-            tally.bypass_attempts += 1;
+            *tally = tally.plus(Tally::from(counted));
         }
+    }
+
+    /// Sends copies of this group's records to `copies` from now on. It waits for nobody: what is not
+    /// taken in time is counted.
+    pub fn watch(&self, group: u64, copies: mpsc::Sender<SessionRecord>) {
+        self.shared.watchers().insert(group, (copies, 0));
+    }
+
+    /// Ends what [`Self::watch`] began; how many were not taken in time.
+    pub fn unwatch(&self, group: u64) -> u64 {
+        let watcher = self.shared.watchers().remove(&group);
+        watcher.map_or(0, |(_, missed)| missed)
     }
 
     /// Opens the session of a redirected connection.
@@ -141,6 +270,7 @@ impl Ledger {
         let record = &mut session.record;
         describe(record, peer);
         record.process = Some(process);
+        session.is_live(peer.destination);
         session
     }
 
@@ -152,6 +282,7 @@ impl Ledger {
         let record = &mut session.record;
         describe(record, peer);
         record.process = process;
+        session.is_live(peer.destination);
         session
     }
 
@@ -162,7 +293,7 @@ impl Ledger {
 
     fn begin(&self, flow: Option<u64>, client: SocketAddr) -> Session {
         self.shared.open.fetch_add(1, Ordering::Relaxed);
-        self.shared.opened.fetch_add(1, Ordering::Relaxed);
+        let serial = self.shared.opened.fetch_add(1, Ordering::Relaxed);
         if let Some(flow) = flow {
             self.owed.set().insert(flow);
         }
@@ -173,6 +304,7 @@ impl Ledger {
             record,
             flow,
             group: None,
+            serial,
             started: Instant::now(),
             ledger: self.clone(),
             finished: false,
@@ -183,21 +315,16 @@ impl Ledger {
     /// lost with an earlier daemon, or never reached accept().
     pub fn write_lost(&self, peer: &Peer, reason: &str) {
         let age = sys::monotonic().saturating_sub(peer.flow.at);
-        let started = SystemTime::now() - std::time::Duration::from_nanos(age);
+        let started = SystemTime::now() - Duration::from_nanos(age);
         let mut record = new_record(started);
         describe(&mut record, peer);
-        record.process = Some(Process {
-            pid: peer.flow.pid,
-            name: mantled_redirect::events::text(&peer.flow.comm),
-            uid: peer.flow.uid,
-            gid: peer.flow.gid,
-            ..Process::default()
-        });
+        record.process = Some(identity::of_kernel(peer));
         record.verdict = Verdict::Aborted;
         record.error = Some(Cause::Stopped.name());
         record.reason = Some(reason.to_owned());
         record.duration_ms = age / 1_000_000;
         self.owed.set().insert(peer.flow.id);
+        self.shared.ended(&record);
         self.sink.submit(record.to_line(), Some(peer.flow.id));
     }
 }
@@ -231,12 +358,26 @@ pub struct Session {
     pub record: SessionRecord,
     flow: Option<u64>,
     group: Option<u64>,
+    /// Of this daemon's sessions, from 0.
+    serial: u64,
     started: Instant,
     ledger: Ledger,
     finished: bool,
 }
 
 impl Session {
+    fn is_live(&self, destination: SocketAddr) {
+        let process = self.record.process.as_ref();
+        let live = Live {
+            id: self.record.id.clone(),
+            started: self.started,
+            process: process.map(|process| (process.pid, process.name.clone())),
+            group: self.group,
+            destination: Some(destination),
+        };
+        lock(&self.ledger.shared.live).insert(self.serial, live);
+    }
+
     /// The agent's bytes go this way.
     pub fn goes(&mut self, path: Path) {
         self.record.path = Some(path);
@@ -300,7 +441,17 @@ impl Drop for Session {
                 *tally = tally.plus(counts);
             }
         }
+        lock(&self.ledger.shared.live).remove(&self.serial);
+        self.ledger.shared.ended(&self.record);
         self.record.duration_ms = self.started.elapsed().as_millis() as u64;
+        // Before the record is written: then the kernel's entry of the connection goes, and with it
+        // what says that there is a copy to come.
+        if let Some(group) = self.group
+            && let Some((copies, missed)) = self.ledger.shared.watchers().get_mut(&group)
+            && copies.try_send(self.record.clone()).is_err()
+        {
+            *missed += 1;
+        }
         self.ledger.sink.submit(self.record.to_line(), self.flow);
         if let Some(copies) = &self.ledger.copies {
             // The reader may have gone; the record itself is with the sink.

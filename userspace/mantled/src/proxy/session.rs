@@ -42,7 +42,7 @@ pub async fn serve(context: &Context, place: &Place, stream: TcpStream, client: 
             return;
         }
     };
-    let session = context.ledger.open(&peer, identity::agent(&peer), client);
+    let session = open(context, &peer, client).await;
     carry_out(context, place, &peer, session, Agent::new(stream)).await;
 }
 
@@ -54,10 +54,18 @@ pub async fn serve_datagrams(
     messages: Messages,
     client: SocketAddr,
 ) {
-    let mut session = context.ledger.open(peer, identity::agent(peer), client);
+    let mut session = open(context, peer, client).await;
     session.record.transport = "udp";
     let agent = Agent::of_datagrams(messages);
     carry_out(context, place, peer, session, agent).await;
+}
+
+/// Opens the session before anybody is asked who its agent is: from here on there is a record.
+async fn open(context: &Context, peer: &Peer, client: SocketAddr) -> Session {
+    let process = identity::of_kernel(peer);
+    let mut session = context.ledger.open(peer, process, client);
+    session.record.process = Some(identity::agent(&context.helper, peer).await);
+    session
 }
 
 /// Walks, and tells the agent and the record how it ended.
