@@ -1,0 +1,79 @@
+//! What policies written in Cedar say of a session: facts in, decision out. No files, no clock, no
+//! network.
+//!
+//! [`Policies::load`] takes the texts and refuses what the [`SCHEMA`] does not know; [`Facts`] is all
+//! that a policy can look at; [`Policies::decide`] answers. Without a permit the answer is no, and so
+//! it is where a policy cannot be evaluated: Cedar would leave out a `forbid` that fails.
+
+mod facts;
+mod index;
+mod load;
+
+pub use facts::{Action, Facts, Opened, Service, Tls, Workload};
+pub use load::{Mistake, SCHEMA};
+
+use cedar_policy::{Authorizer, Entities, PolicyId, Schema};
+
+use index::Index;
+
+/// Policies that have been checked.
+#[derive(Debug)]
+pub struct Policies {
+    schema: Schema,
+    /// The actions, and which of them holds which.
+    actions: Entities,
+    index: Index,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// May it?
+    pub allowed: bool,
+    /// The policies that made it so, by their `@id`, in order: the permits, or the forbids. None:
+    /// nothing permits it.
+    pub policies: Vec<String>,
+    /// What could not be evaluated, each of which denies.
+    pub errors: Vec<String>,
+}
+
+impl Policies {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Decides.
+    pub fn decide(&self, facts: &Facts<'_>) -> Decision {
+        let refused = |error: String| Decision {
+            allowed: false,
+            policies: Vec::new(),
+            errors: vec![error],
+        };
+        let asked = match facts.ask(&self.schema, &self.actions) {
+            Ok(asked) => asked,
+            Err(error) => return refused(error),
+        };
+        let candidates = match self.index.candidates(&asked) {
+            Ok(candidates) => candidates,
+            Err(error) => return refused(error),
+        };
+        let response =
+            Authorizer::new().is_authorized(&asked.request, &candidates, &asked.entities);
+        let diagnostics = response.diagnostics();
+        let errors: Vec<String> = diagnostics.errors().map(ToString::to_string).collect();
+        let mut policies: Vec<String> = diagnostics
+            .reason()
+            .map(|id: &PolicyId| id.to_string())
+            .collect();
+        policies.sort_unstable();
+        Decision {
+            allowed: errors.is_empty() && response.decision() == cedar_policy::Decision::Allow,
+            policies,
+            errors,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
