@@ -25,8 +25,9 @@ use crate::{
     handover::{Inheritance, Predecessor},
     helper::Helper,
     names::Names,
+    policy::Rules,
     proxy::{
-        Context, Live,
+        Context, Live, Terms,
         checks::Checks,
         data_channels::DataChannels,
         ledger::{Ledger, Owed},
@@ -139,6 +140,9 @@ impl App {
         options: Options,
     ) -> Result<Self, StartError> {
         let connectors = Connectors::new(&config).map_err(StartError::Configuration)?;
+        let rules =
+            Rules::load(config.policy().dir.as_deref()).map_err(StartError::Configuration)?;
+        let rules = Arc::new(rules);
         let mut wanted = Vec::new();
         for enrollment in config.enrollments() {
             // Units come and go; a cgroup that is not there is a mistake.
@@ -254,8 +258,12 @@ impl App {
             flows,
             helper: options.helper,
             names: Arc::new(names),
-            changes: watch::Sender::new(Arc::clone(&config)),
+            changes: watch::Sender::new(Terms {
+                config: Arc::clone(&config),
+                rules: Arc::clone(&rules),
+            }),
             config,
+            rules,
             ledger,
             without_tls: WithoutTls::default(),
             data_channels: DataChannels::default(),

@@ -13,6 +13,7 @@ mod exec;
 mod guard;
 mod helper;
 mod man;
+mod policy;
 mod run;
 mod status;
 mod survey;
@@ -61,6 +62,8 @@ enum Command {
     Upgrade(upgrade::Arguments),
     /// Check a configuration file; every error at once.
     Check(check::Arguments),
+    /// Check, test and explain policies.
+    Policy(policy::Arguments),
     /// The authority of this host, for routes with `tls = "terminate"`.
     Ca(ca::Arguments),
     /// Check what this host offers: kernel, cgroups, privileges.
@@ -87,6 +90,7 @@ struct Exit {
 
 const FAILED: u8 = 1;
 const INVALID: u8 = 2;
+const REFUSED: u8 = 3;
 const ENVIRONMENT: u8 = 4;
 
 impl Exit {
@@ -148,6 +152,7 @@ pub fn main() -> ExitCode {
         Command::Reload(command) => upgrade::reload(&command),
         Command::Upgrade(command) => upgrade::upgrade(&command),
         Command::Check(command) => check::run(&command),
+        Command::Policy(command) => policy::run(&command),
         Command::Ca(command) => ca::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Detach(command) => detach::run(&command),

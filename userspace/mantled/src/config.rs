@@ -15,6 +15,7 @@ mod enroll;
 mod error;
 mod field;
 mod limits;
+mod policy;
 mod raw;
 mod reader;
 mod record;
@@ -37,6 +38,7 @@ pub use dns::Dns;
 pub use enroll::{CgroupPath, Enrollment, Inbound, Mode, OnDown, Target, UnitName};
 pub use error::{ConfigError, ConfigErrors};
 pub use limits::Limits;
+pub use policy::Policy;
 pub use record::{OnFailure, Record};
 pub use route::{HostPattern, Protocol, Route, TlsMode};
 pub use trust::{ClientIdentity, Crls, MinVersion, Pin, Roots, Trust};
@@ -66,6 +68,7 @@ pub struct Config {
     record: Record,
     limits: Limits,
     admin: Admin,
+    policy: Policy,
     source: Option<Arc<Source>>,
 }
 
@@ -161,11 +164,6 @@ impl Config {
 
     /// What was meant; only valid if the reader noted no mistake.
     fn resolve(reader: &mut Reader, raw: RawConfig) -> Self {
-        reader.later(
-            "policy",
-            &raw.policy,
-            "remove the table; routes decide until then",
-        );
         let listen = reader.table("listen", raw.listen).value;
         let tls = reader.table("tls", raw.tls).value;
         let ca = reader.table("ca", raw.ca).value;
@@ -173,6 +171,7 @@ impl Config {
         let record = reader.table("record", raw.record).value;
         let limits = reader.table("limits", raw.limits).value;
         let admin = reader.table("admin", raw.admin).value;
+        let policy = reader.table("policy", raw.policy).value;
 
         let on_daemon_down = reader.word("on_daemon_down", raw.on_daemon_down);
         let tls = RawTrust {
@@ -198,8 +197,14 @@ impl Config {
             record: record::resolve(reader, record),
             limits: limits::resolve(reader, limits),
             admin: admin::resolve(reader, admin, raw.state_dir),
+            policy: policy::resolve(reader, policy),
             source: None,
         }
+    }
+
+    /// Where policies are.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// The port to listen on; 0: the kernel picks one.

@@ -9,6 +9,8 @@ pub enum Cause {
     NotRedirected,
     /// Records cannot be written, and the operator chose to refuse then.
     RecordFailure,
+    /// The operator's policies do not permit it.
+    PolicyDenied,
     /// The server could not be reached.
     DialFailed,
     /// The server's certificate has expired, or is not valid yet.
@@ -79,6 +81,7 @@ impl Cause {
         match self {
             Self::NotRedirected => "not_redirected",
             Self::RecordFailure => "record_failure",
+            Self::PolicyDenied => "policy_denied",
             Self::DialFailed => "dial_failed",
             Self::CertificateExpired => "certificate_expired",
             Self::CertificateUntrusted => "certificate_untrusted",

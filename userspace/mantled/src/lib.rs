@@ -45,7 +45,8 @@
 //! everything, then [`daemon`] runs, until it stops or a [`handover`] gives everything to a new
 //! process; [`watchdog`] looks whether it does; [`tls`] is trust, rebuilt when its files change;
 //! [`survey`] looks before anything is touched; [`summary`] is a session in one line; [`helper`] does
-//! what needs more privilege, in a process of its own; [`journal`] is the log under systemd; [`cli`] is
+//! what needs more privilege, in a process of its own; [`policy`] puts sessions to the operator's
+//! policies, before they are dialled and when their way out is there; [`journal`] is the log under systemd; [`cli`] is
 //! the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
@@ -70,6 +71,7 @@ pub mod journal;
 pub mod metrics;
 pub mod names;
 pub mod namespaces;
+pub mod policy;
 pub mod proxy;
 pub mod share;
 pub mod state;

@@ -18,6 +18,7 @@ pub mod detect;
 pub mod filter;
 pub mod ledger;
 pub mod origin;
+mod permit;
 pub mod place;
 pub mod plan;
 pub mod refusal;
@@ -52,6 +53,7 @@ use crate::{
     config::Config,
     helper::Helper,
     names::Names,
+    policy::Rules,
     tls::{Connectors, LiveConnectors},
     watchdog::Probes,
 };
@@ -77,6 +79,8 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct Context {
     /// The operator's configuration.
     pub config: Arc<Config>,
+    /// The operator's policies.
+    pub rules: Arc<Rules>,
     /// TLS for its routes.
     pub connectors: LiveConnectors,
     /// Whom enrolled groups may ask for names.
@@ -89,7 +93,7 @@ pub struct Context {
     pub names: Arc<Names>,
     /// Tells open sessions that a group is enrolled in another way, or the configuration, which
     /// it holds, is another one.
-    pub changes: watch::Sender<Arc<Config>>,
+    pub changes: watch::Sender<Terms>,
     /// Open sessions and their records.
     pub ledger: Ledger,
     /// Servers that had no TLS a moment ago.
@@ -106,12 +110,28 @@ pub struct Context {
     pub probes: Probes,
 }
 
+/// What open sessions are judged by.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The operator's configuration.
+    pub config: Arc<Config>,
+    /// The operator's policies.
+    pub rules: Arc<Rules>,
+}
+
 impl Context {
     /// The same with another configuration. What was found out about servers is forgotten.
     #[must_use]
-    pub fn with(&self, config: Config, connectors: Connectors, resolvers: Vec<IpAddr>) -> Self {
+    pub fn with(
+        &self,
+        config: Config,
+        rules: Rules,
+        connectors: Connectors,
+        resolvers: Vec<IpAddr>,
+    ) -> Self {
         Self {
             config: Arc::new(config),
+            rules: Arc::new(rules),
             connectors: LiveConnectors::new(connectors),
             resolvers,
             flows: self.flows.clone(),
@@ -152,9 +172,12 @@ impl Live {
     /// Replaces it, and makes the open sessions ask whether they may go on.
     pub fn replace(&self, context: Context) {
         let context = Arc::new(context);
-        let config = Arc::clone(&context.config);
+        let terms = Terms {
+            config: Arc::clone(&context.config),
+            rules: Arc::clone(&context.rules),
+        };
         self.0.send_replace(Arc::clone(&context));
-        context.changes.send_replace(config);
+        context.changes.send_replace(terms);
     }
 
     /// Ends when there is another one than this.

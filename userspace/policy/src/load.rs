@@ -91,7 +91,9 @@ impl Policies {
                         if let Some(other) = known.insert(id.clone(), name) {
                             mistakes.push(source.mistake(
                                 None,
-                                format!("there are two policies with @id(\"{id}\"), one in {other}"),
+                                format!(
+                                    "there are two policies with @id(\"{id}\"), one in {other}"
+                                ),
                                 "give each its own",
                             ));
                         }

@@ -158,7 +158,11 @@ fn mistakes_have_a_place_and_a_remedy() {
             2,
             "unit",
         ),
-        ("permit(principal in Unti::\"x\", action, resource);", 1, "Unti"),
+        (
+            "permit(principal in Unti::\"x\", action, resource);",
+            1,
+            "Unti",
+        ),
         (
             "permit(principal, action == Action::\"conect\", resource);",
             1,
@@ -205,7 +209,9 @@ fn a_question_looks_at_the_policies_that_can_concern_it() {
         };
         text.push_str(&format!("permit({scope});\n"));
     }
-    text.push_str("@id(\"mine\") permit(principal in Unit::\"shipper.service\", action, resource);");
+    text.push_str(
+        "@id(\"mine\") permit(principal in Unit::\"shipper.service\", action, resource);",
+    );
     let policies = policies(&text);
     assert_eq!(policies.count(), 5_001);
     let facts = connect();

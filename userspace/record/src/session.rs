@@ -214,6 +214,15 @@ pub struct SessionRecord {
         skip_serializing_if = "Option::is_none"
     )]
     pub would_refuse: Option<&'static str>,
+    /// The policies that decided, by their ids.
+    #[serde(rename = "mantled.policy.ids", skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// The name by which policies knew the server.
+    #[serde(
+        rename = "mantled.policy.host",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub policy_host: Option<String>,
     /// Mode of the group at connect().
     #[serde(rename = "mantled.mode", skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
@@ -308,6 +317,8 @@ impl SessionRecord {
             error: None,
             reason: None,
             would_refuse: None,
+            policies: Vec::new(),
+            policy_host: None,
             mode: None,
             transport: "tcp",
             network: None,

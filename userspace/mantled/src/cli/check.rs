@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use super::{Exit, load};
-use crate::config::{DEFAULT_PATH, json_schema};
+use crate::{
+    config::{DEFAULT_PATH, json_schema},
+    policy::Rules,
+};
 
 /// Arguments of `mantled check`.
 #[derive(Debug, clap::Args)]
@@ -23,8 +26,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Exit> {
     }
     let config = load(&arguments.config)?;
     crate::tls::Connectors::new(&config).map_err(crate::app::StartError::Configuration)?;
+    let rules = Rules::load(config.policy().dir.as_deref())
+        .map_err(crate::app::StartError::Configuration)?;
+    let policies = rules
+        .count()
+        .map_or_else(String::new, |count| format!(", {count} policies"));
     println!(
-        "{}: valid ({} enrolled, {} routes, {} bypassed)",
+        "{}: valid ({} enrolled, {} routes, {} bypassed{policies})",
         arguments.config.display(),
         config.enrollments().len(),
         config.routes().len(),

@@ -14,7 +14,7 @@ use super::route::{Protocol, TlsMode};
 use super::trust::MinVersion;
 
 /// The keys that are known but not available yet.
-pub(super) const LATER: &[&str] = &["policy", "level", "recipients"];
+pub(super) const LATER: &[&str] = &["level", "recipients"];
 
 /// The configuration of mantled.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -36,8 +36,16 @@ pub(super) struct RawConfig {
     /// Where the daemon keeps what commands have enrolled.
     pub(super) state_dir: Field<String>,
     pub(super) admin: Field<Table<RawAdmin>>,
-    #[schemars(skip)]
-    pub(super) policy: Field<Later>,
+    pub(super) policy: Field<Table<RawPolicy>>,
+}
+
+/// Policies written in Cedar; without this table nothing is refused by policy.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(rename = "Policy", deny_unknown_fields)]
+pub(super) struct RawPolicy {
+    /// The directory of `*.cedar`, all of which count.
+    pub(super) dir: Field<String>,
 }
 
 /// Where redirected connections arrive.

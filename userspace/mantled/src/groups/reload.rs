@@ -10,6 +10,7 @@ use crate::{
     admin::Reply,
     app::resolvers,
     config::{Config, Target},
+    policy::Rules,
     tls::Connectors,
 };
 
@@ -39,6 +40,7 @@ impl Groups {
             .ok_or("mantled runs without a configuration file")?;
         let config = Config::load(path).map_err(|errors| errors.to_string())?;
         let connectors = Connectors::new(&config)?;
+        let rules = Rules::load(config.policy().dir.as_deref())?;
         for enrollment in config.enrollments() {
             if let Target::Cgroup(path) = enrollment.target() {
                 Cgroup::open(Path::new(path.as_str()))
@@ -53,7 +55,7 @@ impl Groups {
             .map(Wanted::configured)
             .collect();
         let resolvers = resolvers(&config);
-        let context = before.with(config, connectors, resolvers);
+        let context = before.with(config, rules, connectors, resolvers);
         if let Err(error) = self.tell_kernel(&context) {
             // What held before is told again: some of the new may have been.
             if let Err(again) = self.tell_kernel(&before) {

@@ -1,16 +1,19 @@
 //! The end of what may not go on: a session that observe mode alone has allowed, once its group is
 //! enforced, and one for which another configuration says something else.
 
-use std::{future::pending, sync::Arc};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use mantled_redirect::{Flows, Peer, abi};
 use tokio::sync::watch;
 
-use super::{Context, plan::Plan};
+use super::{Context, Terms, plan::Plan};
 use crate::{
-    config::Config,
     error::{Cause, Failure},
     names::Found,
+    policy::Case,
 };
 
 /// Of one session; cheap to clone. See the module.
@@ -19,10 +22,10 @@ pub struct Revocation(Option<Watched>);
 
 #[derive(Clone, Debug)]
 struct Watched {
-    changes: watch::Receiver<Arc<Config>>,
+    changes: watch::Receiver<Terms>,
     /// None: it was verified, which enforce mode wants.
     lenient: Option<Group>,
-    terms: Arc<Terms>,
+    planned: Arc<Planned>,
 }
 
 /// The group that the session was made in.
@@ -36,11 +39,13 @@ struct Group {
 
 /// What the session was planned with.
 #[derive(Debug)]
-struct Terms {
-    config: Arc<Config>,
+struct Planned {
+    terms: Terms,
     peer: Peer,
     names: Found,
     plan: Plan,
+    /// What policies were asked; None where they refuse nothing.
+    case: Mutex<Option<Case>>,
 }
 
 impl Revocation {
@@ -70,11 +75,15 @@ impl Revocation {
                 id: peer.flow.group,
                 cgroup: cgroup.map(str::to_owned),
             }),
-            terms: Arc::new(Terms {
+            planned: Arc::new(Planned {
                 plan: Plan::new(&context.config, &peer, names),
-                config: Arc::clone(&context.config),
+                terms: Terms {
+                    config: Arc::clone(&context.config),
+                    rules: Arc::clone(&context.rules),
+                },
                 peer,
                 names: names.clone(),
+                case: Mutex::default(),
             }),
         }))
     }
@@ -88,13 +97,26 @@ impl Revocation {
         self
     }
 
+    /// Policies have permitted this.
+    pub fn permitted(&self, case: Case) {
+        if let Some(watched) = &self.0 {
+            // It is whole after every call.
+            let mut known = watched
+                .planned
+                .case
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *known = Some(case);
+        }
+    }
+
     /// Ends when the session must, and says why.
     pub async fn wait(self) -> Failure {
         let Some(mut watched) = self.0 else {
             return pending().await;
         };
         loop {
-            let config = Arc::clone(&watched.changes.borrow_and_update());
+            let terms = watched.changes.borrow_and_update().clone();
             if let Some(group) = &watched.lenient
                 && group.is_enforced()
             {
@@ -103,10 +125,16 @@ impl Revocation {
                     "the group is enforced now, and this session was not verified",
                 );
             }
-            if !watched.terms.hold(&config) {
+            if !watched.planned.holds(&terms) {
                 return Failure::new(
                     Cause::ConfigurationChanged,
                     "the configuration says something else of this session now",
+                );
+            }
+            if !watched.planned.is_permitted(&terms) {
+                return Failure::new(
+                    Cause::ConfigurationChanged,
+                    "policy does not permit this session any more",
                 );
             }
             if watched.changes.changed().await.is_err() {
@@ -134,10 +162,24 @@ impl Group {
     }
 }
 
-impl Terms {
+impl Planned {
     /// Would this configuration plan the session in the same way?
-    fn hold(&self, config: &Arc<Config>) -> bool {
-        Arc::ptr_eq(config, &self.config)
-            || Plan::new(config, &self.peer, &self.names).is_as(config, &self.plan, &self.config)
+    fn holds(&self, terms: &Terms) -> bool {
+        let (config, own) = (&terms.config, &self.terms.config);
+        Arc::ptr_eq(config, own)
+            || Plan::new(config, &self.peer, &self.names).is_as(config, &self.plan, own)
+    }
+
+    /// Would these policies permit it?
+    fn is_permitted(&self, terms: &Terms) -> bool {
+        let case = self.case.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(case) = case.as_ref() else {
+            return true;
+        };
+        Arc::ptr_eq(&terms.rules, &self.terms.rules)
+            || terms
+                .rules
+                .decide(case)
+                .is_none_or(|decision| decision.allowed)
     }
 }

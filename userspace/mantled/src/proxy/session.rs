@@ -16,6 +16,7 @@ use super::{
     filter::Filter,
     ledger::Session,
     origin,
+    permit::permit,
     place::Place,
     plan::Plan,
     refusal,
@@ -30,6 +31,7 @@ use crate::{
     config::{Protocol, TlsMode},
     error::{Cause, Failure},
     identity,
+    policy::Case,
 };
 
 /// Serves a connection that was accepted in this place. Whatever happens, it leaves one record.
@@ -144,6 +146,10 @@ async fn walk(
             Cause::NoUpgrade,
             "an exempt route lets no datagrams out in clear; a [[bypass]] does",
         ));
+    }
+    if plan.data_of.is_none() {
+        let case = Case::of(&session.record, plan.destination, &plan.name);
+        permit(context, peer, session, &case)?;
     }
     let limits = context.config.limits();
     let mut dial = Dial::of(&plan, peer, place, limits.dial);

@@ -30,6 +30,7 @@ use super::{
     detect::{Dialling, dial_failure},
     filter::Filter,
     ledger::Session,
+    permit::permit,
     plan::Plan,
     revocation::Revocation,
     spoken::Spoken,
@@ -40,6 +41,7 @@ use super::{
 use crate::{
     config::{Protocol, TlsMode},
     error::{Cause, Failure},
+    policy::Case,
     tls::{Alpn, Offer},
 };
 
@@ -220,7 +222,7 @@ impl Upgrade<'_> {
             )
         })?;
         self.note_port(&dialled);
-        self.session.goes(Path::Exposed);
+        self.goes(Path::Exposed)?;
         Ok(Upstream::Exposed(dialled.expose(permit)))
     }
 
@@ -247,14 +249,29 @@ impl Upgrade<'_> {
     async fn verify_by(&mut self, dialled: Dialled, offer: Offer) -> Result<Upstream, Failure> {
         let name = proven_name(self.plan)?;
         let verified = self.handshake(dialled, name, offer).await?;
-        Ok(self.goes_to(verified))
+        self.goes_to(verified)
     }
 
     /// The way is verified; the record says so.
-    fn goes_to(&mut self, verified: Verified) -> Upstream {
+    fn goes_to(&mut self, verified: Verified) -> Result<Upstream, Failure> {
         self.learn_of(&verified);
-        self.session.goes(Path::Verified);
-        Upstream::Verified(Box::new(verified))
+        self.goes(Path::Verified)?;
+        Ok(Upstream::Verified(Box::new(verified)))
+    }
+
+    /// The way is there; policy says whether the agent's bytes may go there.
+    fn goes(&mut self, path: Path) -> Result<(), Failure> {
+        // What its control connection may, it may.
+        if self.plan.data_of.is_none() {
+            let case = Case::of(&self.session.record, self.plan.destination, &self.plan.name);
+            let case = case.opened(&self.session.record, path);
+            permit(self.context, self.peer, self.session, &case)?;
+            if !self.plan.lenient {
+                self.revocation.permitted(case);
+            }
+        }
+        self.session.goes(path);
+        Ok(())
     }
 
     async fn handshake(

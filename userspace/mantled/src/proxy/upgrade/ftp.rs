@@ -85,7 +85,7 @@ impl Upgrade<'_> {
                 ))
             })?;
         let control = self.control(local, Some(connector));
-        let upstream = self.goes_to(verified);
+        let upstream = self.goes_to(verified)?;
         // Telnet's urgent data (RFC 959 §4.1.3) stays in the stream, where the filter sees it.
         if let Some(socket) = self.agent.stream.socket() {
             let _ = SockRef::from(socket).set_out_of_band_inline(true);
@@ -132,7 +132,7 @@ impl Upgrade<'_> {
             .verify_data(connector, &service.name, PATIENCE)
             .await
         {
-            Ok(verified) => Ok(Way::plain(self.goes_to(verified))),
+            Ok(verified) => self.goes_to(verified).map(Way::plain),
             Err(failure) => {
                 if self.plan.may_fall_back() && super::is_about_the_server(failure.cause) {
                     // This transfer is lost. The next control connection goes in clear.

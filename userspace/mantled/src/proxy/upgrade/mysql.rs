@@ -95,7 +95,7 @@ impl Upgrade<'_> {
         };
         // It is no sign of a server without TLS, so it is not remembered as one.
         self.would_refuse(failure);
-        self.session.goes(Path::Exposed);
+        self.goes(Path::Exposed)?;
         self.hand_over(&error.for_agent()).await?;
         Ok(Way::plain(Upstream::Exposed(dialled.expose(permit))))
     }
@@ -114,7 +114,7 @@ impl Upgrade<'_> {
             return Err(declined);
         };
         self.would_refuse(declined);
-        self.session.goes(Path::Exposed);
+        self.goes(Path::Exposed)?;
         self.hand_over(&greeting.packet()).await?;
         Ok(Way::plain(Upstream::Exposed(dialled.expose(permit))))
     }

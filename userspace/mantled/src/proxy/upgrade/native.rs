@@ -66,7 +66,7 @@ impl Upgrade<'_> {
             None => self.redial(before).await?,
         };
         self.note_port(&dialled);
-        self.session.goes(Path::Native);
+        self.goes(Path::Native)?;
         Ok(Way {
             upstream: Upstream::Native(dialled.native()),
             from_agent: Filter::Records(RecordGuard::default()),

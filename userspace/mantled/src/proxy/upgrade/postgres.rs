@@ -91,7 +91,7 @@ impl Upgrade<'_> {
                     self.tell(UNWILLING).await?;
                 }
                 self.would_refuse(declined);
-                self.session.goes(Path::Exposed);
+                self.goes(Path::Exposed)?;
                 Ok(Way::plain(Upstream::Exposed(dialled.expose(permit))))
             }
             (_, SslAnswer::Error(message)) => Err(Failure::new(

@@ -21,7 +21,7 @@ impl Upgrade<'_> {
         }
         let dialled = self.dialled(dialling).await?;
         self.note_port(&dialled);
-        self.session.goes(Path::Native);
+        self.goes(Path::Native)?;
         Ok(Way {
             upstream: Upstream::Native(dialled.native()),
             from_agent: Filter::Ssh(Guard::default()),

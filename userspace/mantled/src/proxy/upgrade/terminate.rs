@@ -44,13 +44,13 @@ impl Upgrade<'_> {
             .recall(&self.dial.place, self.plan.destination);
         let dialled = self.dialled(dialling).await?;
         if observe && let Some(failure) = distrust {
-            return Ok(self.leave_alone(dialled, failure));
+            return self.leave_alone(dialled, failure);
         }
         let verified = match self.verify_for(&hello, dialled).await {
             Ok(verified) => verified,
             Err(failure) if observe && is_about_the_server(failure.cause) => {
                 let dialled = self.redial(before).await?;
-                return Ok(self.leave_alone(dialled, failure));
+                return self.leave_alone(dialled, failure);
             }
             Err(failure) => return Err(failure),
         };
@@ -64,7 +64,7 @@ impl Upgrade<'_> {
             return Err(failure);
         }
         self.session.record.tls.terminated = Some(true);
-        self.session.goes(Path::Verified);
+        self.goes(Path::Verified)?;
         Ok(Way::plain(Upstream::Verified(Box::new(verified))))
     }
 
@@ -117,15 +117,15 @@ impl Upgrade<'_> {
         names
     }
 
-    fn leave_alone(&mut self, dialled: Dialled, failure: Failure) -> Way {
+    fn leave_alone(&mut self, dialled: Dialled, failure: Failure) -> Result<Way, Failure> {
         self.would_refuse(failure);
         self.note_port(&dialled);
-        self.session.goes(Path::Native);
-        Way {
+        self.goes(Path::Native)?;
+        Ok(Way {
             upstream: Upstream::Native(dialled.native()),
             from_agent: Filter::Records(Default::default()),
             from_server: Filter::ServerRecords(ServerRecords::default()),
-        }
+        })
     }
 }
 
