@@ -20,8 +20,9 @@ mod turn;
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use mantled_tests::{Lab, succeed};
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::{process::Cpus, report::Report, site::Site, turn::Load};
 
@@ -125,6 +126,14 @@ fn run(options: &Options) -> Result<()> {
     }
     let site = Site::start(&lab, &cpus)?;
     if let Some(sessions) = options.sessions {
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        // A proxy has two descriptors for each session.
+        ensure!(
+            2 * sessions as u64 + 100 <= most,
+            "--sessions {sessions}: this machine allows {most} open files a process (ulimit -Hn), \
+             which is enough for {} sessions",
+            most.saturating_sub(100) / 2
+        );
         for path in paths.iter().filter(|path| path.is_proxy()) {
             let sample = turn::idle(&lab, &site, path.as_ref(), sessions)
                 .with_context(|| format!("{} with {sessions} sessions", path.name()))?;

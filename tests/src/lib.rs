@@ -171,3 +171,9 @@ pub fn eventually<T>(
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// Where the daemon has pinned this.
+pub fn pinned(name: &str) -> String {
+    let version = mantled_redirect::abi::VERSION;
+    format!("/sys/fs/bpf/mantled/v{version}/{name}")
+}

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use mantled_tests::{
-    Daemon, Group, Held, Lab, SITE_V4, Server, eventually, lab, mantled, run, succeed,
+    Daemon, Group, Held, Lab, SITE_V4, Server, eventually, lab, mantled, pinned, run, succeed,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
@@ -113,7 +113,7 @@ fn sessions_and_groups_are_counted_and_every_connection_has_its_record() -> Resu
 
     // One that is lost shows: what the kernel knows of an open session is taken away.
     let held = Held::open(&lab, &group, AGENT, tls.address, 1)?;
-    let sessions = "/sys/fs/bpf/mantled/v1/maps/SESSIONS";
+    let sessions = &pinned("maps/SESSIONS");
     let dump = succeed(Command::new("bpftool").args(["-j", "map", "dump", "pinned", sessions]))?;
     let dump: serde_json::Value = serde_json::from_str(&dump)?;
     let entries = dump.as_array().context("no list")?;

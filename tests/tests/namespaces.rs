@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -37,11 +37,15 @@ fn who(lab: &Lab, address: IpAddr, leaf: &Leaf) -> Result<Server> {
     })
 }
 
-/// Waits until the daemon has begun to listen in so many namespaces.
-fn listening(daemon: &Daemon, count: usize) -> Result<()> {
-    let line = "listening in another network namespace";
+/// Waits until the daemon has begun to listen in a container.
+fn listening(daemon: &Daemon, container: &Container) -> Result<()> {
+    let cookie = container.enter(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        mantled_redirect::sys::netns_cookie(&socket)
+    })??;
+    let line = format!("listening in another network namespace namespace={cookie}\n");
     eventually("listeners in the container", Duration::from_secs(5), || {
-        (daemon.log().matches(line).count() >= count).then_some(())
+        daemon.log().contains(&line).then_some(())
     })
     .with_context(|| daemon.log())
 }
@@ -100,7 +104,7 @@ fn a_session_leaves_from_where_the_agent_is() -> Result<()> {
     assert_eq!(bound, "10.99.0.2:7000\n 10.98.1.9\n");
 
     let after = Container::start(&group, &lab.site, 2)?;
-    listening(&daemon, 2)?;
+    listening(&daemon, &after)?;
     assert_eq!(
         echo(&after, "10.99.0.2:7000")?,
         "10.99.0.2:7000\n 10.98.2.1\n"
@@ -266,7 +270,7 @@ fn who_it_was_is_what_the_host_knows() -> Result<()> {
     // The slice is enrolled; the container is two levels below.
     let daemon = Daemon::start(&lab, &slice, "enforce", "")?;
     let container = Container::start(&group, &lab.site, 1)?;
-    listening(&daemon, 1)?;
+    listening(&daemon, &container)?;
     let mut shell = container
         .command(&group, "sh")
         .args(["-c", r#"id -u; echo $$; exec "$@""#, "sh", AGENT])
@@ -395,7 +399,7 @@ fn a_namespace_goes_with_its_container() -> Result<()> {
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     for open_sessions in [0, 3] {
         let mut container = Container::start(&group, &lab.site, 1)?;
-        listening(&daemon, if open_sessions == 0 { 1 } else { 2 })?;
+        listening(&daemon, &container)?;
         let mut agent = None;
         if open_sessions > 0 {
             let mut child = container
@@ -440,7 +444,7 @@ fn a_server_that_goes_on_sending_does_not_keep_the_namespace() -> Result<()> {
     let group = Group::new()?;
     let daemon = Daemon::start(&lab, &group, "enforce", "")?;
     let mut container = Container::start(&group, &lab.site, 1)?;
-    listening(&daemon, 1)?;
+    listening(&daemon, &container)?;
     let mut agent = container
         .command(&group, AGENT)
         .args(["many", &server.address.to_string(), "1"])
@@ -595,6 +599,12 @@ fn connections_from_before_enrolment_are_ended_in_a_container_too() -> Result<()
     let output = mantled_tests::wait(early, Duration::from_secs(10))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("abort"), "{output:?}");
+    // What the agent said is dropped, so that nothing else need be on the wire.
+    let port = SocketAddr::new(container.address, 9);
+    lab.site.enter(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.send_to(b"so that the capture is seen to work", port)
+    })??;
     assert_clean(&capture.finish()?, &[SECRET])?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use mantled_tests::{
-    Daemon, Group, Lab, SITE_V4, Server, eventually, lab, mantled, run, succeed, wait,
+    Daemon, Group, Lab, SITE_V4, Server, eventually, lab, mantled, pinned, run, succeed, wait,
 };
 use serde_json::Value;
 
@@ -419,7 +419,7 @@ fn every_attempt_to_get_past_is_counted() -> Result<()> {
         })?;
         assert_eq!(status()?["bypass_attempts"], expected);
     }
-    let map = "/sys/fs/bpf/mantled/v1/maps/GROUP_COUNTS";
+    let map = &pinned("maps/GROUP_COUNTS");
     eventually(
         "nothing of groups that went",
         Duration::from_secs(5),
@@ -465,7 +465,7 @@ fn a_program_that_suffers_no_other_is_named_and_nothing_is_left() -> Result<()> 
             .arg(inner.path()),
     )?;
     assert!(!shown.contains("mantled"), "{shown}");
-    let pins = fs::read_dir("/sys/fs/bpf/mantled/v1/groups")?.count();
+    let pins = fs::read_dir(pinned("groups"))?.count();
     assert_eq!(pins, 0);
     assert!(status()?.is_null());
     assert!(agent(&lab, &inner, &plain)?, "not enrolled, not touched");
