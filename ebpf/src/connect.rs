@@ -350,9 +350,17 @@ pub fn remember(sk: *mut bpf_sock, state: &mut Socket, verdict: u32) -> bool {
     true
 }
 
+/// The highest number that the kernel takes for one (include/linux/err.h).
+const MAX_ERRNO: i64 = 4095;
+
 #[inline(always)]
 pub fn refuse(errno: i32) -> i32 {
+    let mut errno = i64::from(errno);
+    // SAFETY: a move of the register to itself. Newer verifiers want to see on the register that it is
+    // an errno; the compiler knows, leaves the mask out, and says it in a way that they do not follow.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) errno, options(nostack, nomem)) };
+    let errno = errno & MAX_ERRNO;
     // SAFETY: a number in, a number out.
-    unsafe { bpf_set_retval(-errno) };
+    unsafe { bpf_set_retval(-errno as i32) };
     REFUSE
 }

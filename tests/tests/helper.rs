@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use mantled_tests::{
-    Container, DAEMON_USER, Daemon, Group, Helper, Lab, SITE_V4, Server, as_unit, capabilities,
-    eventually, lab, mantled, run, succeed,
+    Container, DAEMON_USER, Daemon, Group, Held, Helper, Lab, SITE_V4, Server, as_unit,
+    capabilities, eventually, lab, mantled, run, succeed,
 };
 use nix::sys::{
     socket::{ControlMessage, MsgFlags, recv, sendmsg, setsockopt, sockopt},
@@ -221,6 +221,54 @@ fn containers_are_served_by_way_of_the_helper() -> Result<()> {
     })
     .with_context(|| daemon.log())?;
     assert!(echo(&after, &tls)?.status.success());
+    Ok(())
+}
+
+#[test]
+fn a_container_that_is_withdrawn_keeps_its_sessions_and_then_goes() -> Result<()> {
+    let lab = lab!();
+    let leaf = lab.authority.leaf(&["10.99.0.2"])?;
+    let tls = Server::start_echo(&lab.site, SITE_V4, 7000, &leaf)?;
+    let group = Group::new()?;
+    let mut container = Container::start(&group, &lab.site, 1)?;
+    let _helper = Helper::start(&lab, &with_containers()?, DAEMON_USER)?;
+    let daemon = start(&lab, &group, &capabilities(DAEMON_UNIT)?)?;
+    // Many at once: the helper takes few connections.
+    let agents: Vec<Child> = (0..40)
+        .map(|_| {
+            container
+                .command(&group, AGENT)
+                .args(["echo", &tls.address.to_string(), "0123456789"])
+                .stdout(Stdio::null())
+                .spawn()
+        })
+        .collect::<std::io::Result<_>>()?;
+    for agent in agents {
+        let output = mantled_tests::wait(agent, Duration::from_secs(20))?;
+        ensure!(output.status.success(), "{}", daemon.log());
+    }
+
+    let held = Held::by(container.command(&group, AGENT), tls.address, 1)?;
+    let file = lab.path("mantled.toml");
+    let text = fs::read_to_string(&file)?;
+    let (before, _) = text.split_once("[[enroll]]").context("not enrolled")?;
+    fs::write(&file, before)?;
+    succeed(
+        Command::new(mantled()?)
+            .args(["reload", "--socket"])
+            .arg(lab.path("state/mantled.sock")),
+    )?;
+    std::thread::sleep(Duration::from_secs(4));
+    held.finish()
+        .with_context(|| format!("it may go on\n{}", daemon.log()))?;
+    container.end()?;
+    eventually("the end of the namespace", Duration::from_secs(6), || {
+        (!container.has_namespace()).then_some(())
+    })
+    .with_context(|| daemon.log())?;
+    let log = daemon.log();
+    assert!(!log.contains("AGENTS ARE NOT SERVED"), "{log}");
+    daemon.settled_records(41)?;
     Ok(())
 }
 
@@ -434,9 +482,8 @@ fn the_helper_gives_nothing_away() -> Result<()> {
         "as the unit is installed, it enters none"
     );
     for cgroup in [foreign, root, 0] {
-        assert!(refused(
-            attacker.ask(&json!({"namespaces": {"cgroup": cgroup}}))?
-        ));
+        let request = json!({"namespaces": {"cgroup": cgroup}});
+        assert_eq!(attacker.ask(&request)?, gone, "{request}");
     }
 
     // What is not understood closes the connection, and leaves no descriptor behind.

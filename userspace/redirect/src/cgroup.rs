@@ -70,8 +70,8 @@ fn numbers(path: &Path, file: &str) -> Vec<u32> {
         .collect()
 }
 
-/// The threads in a cgroup and below it.
-pub(crate) fn threads(path: &Path) -> Vec<u32> {
+/// The threads in a cgroup and below it; none where it is not there any more.
+pub fn threads(path: &Path) -> Vec<u32> {
     numbers(path, "cgroup.threads")
 }
 

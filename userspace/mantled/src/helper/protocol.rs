@@ -121,7 +121,8 @@ pub(super) enum Answer {
         executable: Option<String>,
     },
     /// To `Process`: there is no such process in that cgroup, or nobody enrolled that. To what
-    /// names a network namespace: that task does not use it, or nobody enrolled its cgroup.
+    /// names a network namespace: that task does not use it, or nobody enrolled its cgroup. To
+    /// `Namespaces`: nobody enrolled it, or it is not there any more.
     Gone {},
     /// To `CgroupOf`.
     Cgroup { path: String },

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mantled_redirect::{
-    Listeners,
+    Listeners, cgroup,
     existing::Socket,
     namespaces::{Kind, Namespaces, Opened, Used},
 };
@@ -50,11 +50,17 @@ pub struct Remote {
     /// Connections that nobody uses now.
     idle: Mutex<Vec<OwnedFd>>,
     health: Mutex<Health>,
-    /// Until when nobody asks of groups: they must not wait for a helper that hangs one by one.
-    silent_until: Mutex<Option<Instant>>,
+    /// What is asked of groups.
+    groups: Gate,
+    /// What is opened in other network namespaces.
+    openings: Gate,
     paths: Paths,
     places: Mutex<Places>,
 }
+
+/// One asks at a time: the helper takes few connections. Until when nobody asks: nobody must wait for
+/// a helper that hangs after somebody else has.
+type Gate = Mutex<Option<Instant>>;
 
 /// What is known of other network namespaces. The helper keeps none of them: each time, it enters
 /// one by way of a task that is there.
@@ -106,6 +112,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Asks, unless the helper did not answer a moment ago.
+fn patiently<T>(gate: &Gate, ask: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut silent_until = lock(gate);
+    if silent_until.is_some_and(|until| Instant::now() < until) {
+        return Err(io::Error::other("the helper does not answer"));
+    }
+    let answered = ask();
+    *silent_until = match &answered {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Some(Instant::now() + PAUSE),
+        _ => None,
+    };
+    answered
+}
+
 /// The answer to what was asked on this connection.
 fn answer(connection: &OwnedFd, request: &Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
     protocol::send(connection, request).map_err(told)?;
@@ -149,7 +169,8 @@ impl Remote {
             asking: Semaphore::new(ASKING),
             idle: Mutex::default(),
             health: Mutex::default(),
-            silent_until: Mutex::default(),
+            groups: Gate::default(),
+            openings: Gate::default(),
             paths: Paths::default(),
             places: Mutex::default(),
         }
@@ -193,23 +214,11 @@ impl Remote {
 
     pub(super) fn sockets(&self, cgroup: u64, namespace: Option<u64>) -> io::Result<Conversation> {
         match namespace {
-            None => self.patiently(|| self.list(cgroup, None)),
-            Some(cookie) => self.somewhere(cookie, |used| self.list(cgroup, Some(used))),
+            None => patiently(&self.groups, || self.list(cgroup, None)),
+            Some(cookie) => self.somewhere(cookie, |used| {
+                patiently(&self.groups, || self.list(cgroup, Some(used)))
+            }),
         }
-    }
-
-    /// Asks of a group, unless the helper did not answer a moment ago.
-    fn patiently<T>(&self, ask: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let mut silent_until = lock(&self.silent_until);
-        if silent_until.is_some_and(|until| Instant::now() < until) {
-            return Err(io::Error::other("the helper does not answer"));
-        }
-        let answered = ask();
-        *silent_until = match &answered {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Some(Instant::now() + PAUSE),
-            _ => None,
-        };
-        answered
     }
 
     /// Asks for something in the namespace of this cookie, by way of one task after the other until
@@ -240,18 +249,22 @@ impl Remote {
     }
 
     fn look(&self, cgroup: u64) -> io::Result<Vec<Used>> {
-        let answer = self.patiently(|| self.ask(&Request::Namespaces { cgroup }))?;
+        let answer = patiently(&self.groups, || self.ask(&Request::Namespaces { cgroup }))?;
         let used: Vec<Used> = match answer {
             (Answer::Namespaces { used }, _) => used.into_iter().map(Into::into).collect(),
             (other, _) => return Err(unexpected(other)),
         };
+        self.note(cgroup, &used);
+        Ok(used)
+    }
+
+    fn note(&self, cgroup: u64, used: &[Used]) {
         let mut places = lock(&self.places);
         if used.is_empty() {
             places.tasks.remove(&cgroup);
         } else {
-            places.tasks.insert(cgroup, used.clone());
+            places.tasks.insert(cgroup, used.to_vec());
         }
-        Ok(used)
     }
 
     /// Asks for sockets.
@@ -335,15 +348,28 @@ impl Remote {
 }
 
 impl Namespaces for Remote {
-    fn used(&self, _: &Path, cgroup: u64) -> io::Result<Vec<Used>> {
-        self.look(cgroup)
+    fn used(&self, path: &Path, cgroup: u64) -> io::Result<Vec<Used>> {
+        match self.look(cgroup) {
+            // It is not enrolled any more, or has gone. What its tasks have there may go on, for as
+            // long as one that was seen is still in the cgroup, which anybody can see.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let here = cgroup::threads(path);
+                let known = lock(&self.places).tasks.get(&cgroup).cloned();
+                let mut known = known.unwrap_or_default();
+                known.retain(|used| here.contains(&used.task));
+                self.note(cgroup, &known);
+                Ok(known)
+            }
+            looked => looked,
+        }
     }
 
     fn listen(&self, used: Used) -> io::Result<Opened> {
         let request = Request::Listen {
             namespace: used.into(),
         };
-        let listeners = Listeners::from_descriptors(self.open(&request)?)?;
+        let opened = patiently(&self.openings, || self.open(&request))?;
+        let listeners = Listeners::from_descriptors(opened)?;
         let cookie = listeners.netns()?;
         lock(&self.places).listening.insert(cookie, used.inode);
         Ok(Opened { cookie, listeners })
@@ -355,7 +381,8 @@ impl Namespaces for Remote {
                 namespace: used.into(),
                 kind: kind.into(),
             };
-            let [socket] = <[OwnedFd; 1]>::try_from(self.open(&request)?)
+            let opened = patiently(&self.openings, || self.open(&request))?;
+            let [socket] = <[OwnedFd; 1]>::try_from(opened)
                 .map_err(|_| io::Error::other("the helper handed over something else"))?;
             Ok(socket)
         })

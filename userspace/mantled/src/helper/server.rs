@@ -27,7 +27,7 @@ use std::{
 };
 
 use mantled_redirect::{
-    Listeners, Pins, cgroup,
+    Error, Listeners, Pins, cgroup,
     existing::{self, Listing},
     namespaces::{self, Kind},
     process,
@@ -214,10 +214,11 @@ fn failed(error: &io::Error) -> Answer {
 
 fn used(pins: &Pins, paths: &Paths, id: u64) -> Answer {
     if !pins.has_group(id) {
-        return refused(&format!("no group {id} is enrolled"));
+        return Answer::Gone {};
     }
     let cgroup = match paths.find(id) {
         Ok(cgroup) => cgroup,
+        Err(Error::NoSuchCgroup { .. }) => return Answer::Gone {},
         Err(error) => return refused(&error),
     };
     match namespaces::used(cgroup.path()) {
