@@ -311,7 +311,7 @@ impl Reader<'_> {
             _ => self.plain(at, &word)?,
         };
         self.judge_functions();
-        Some(kind.into())
+        Some(kind)
     }
 
     /// A statement that its first word tells.
@@ -347,10 +347,7 @@ impl Reader<'_> {
         self.needs(action);
         let at = self.behind(at, words);
         let at = self.behind(at, &["if", "not", "exists", "concurrently"]);
-        let mut frame = Frame {
-            tables: true,
-            ..Frame::default()
-        };
+        let mut frame = Frame::of_tables();
         let at = self.table(at, &mut frame, &[], true)?;
         self.scan_in(at, frame)?;
         Some(kind.into())
@@ -412,6 +409,7 @@ impl Reader<'_> {
             let end = self.closing(at)?;
             self.needs(Action::Read);
             self.start = at;
+            self.no_call = Some(at);
             self.scan_part(at, end + 1, Frame::default())?;
             at = end + 1;
         } else {
@@ -493,15 +491,15 @@ impl Reader<'_> {
                 )
             })
         } else {
-            match names.as_slice() {
-                ["session" | "local", "role", ..] | ["role", ..] => true,
-                ["session", "authorization", ..] | ["local", "session", "authorization", ..] => {
-                    true
-                }
-                ["session_authorization", ..]
-                | ["session" | "local", "session_authorization", ..] => true,
-                _ => false,
-            }
+            let names = match names.as_slice() {
+                ["session" | "local", rest @ ..] if !rest.is_empty() => rest,
+                names => names,
+            };
+            matches!(
+                names,
+                ["role" | "authorization" | "session_authorization", ..]
+                    | ["session", "authorization", ..]
+            )
         };
         let action = if is_admin {
             Action::Admin
@@ -551,7 +549,9 @@ impl Reader<'_> {
         let mut frame = Frame::default();
         let mut rest = at + 1;
         if matches!(self.word(at), Some("table" | "view")) {
-            frame.tables = verb == "drop";
+            if verb == "drop" {
+                frame = Frame::of_tables();
+            }
             let name = self.behind(at + 1, &["if", "not", "exists", "only", "concurrently"]);
             rest = self.table(name, &mut frame, &[], true)?;
         } else if self.tokens.get(rest).is_some_and(Token::is_name) {

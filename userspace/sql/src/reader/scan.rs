@@ -13,7 +13,7 @@ pub(super) struct Frame {
     /// A FROM that stands directly in it is of a query. In `extract(year from x)` it is not.
     query: bool,
     /// Commas separate tables.
-    pub(super) tables: bool,
+    tables: bool,
     /// UPDATE or DELETE.
     changes: bool,
     has_where: bool,
@@ -23,6 +23,16 @@ pub(super) struct Frame {
     named: Vec<String>,
     /// It is the body of such a query.
     names: Option<String>,
+}
+
+impl Frame {
+    /// One in which commas separate tables.
+    pub(super) fn of_tables() -> Self {
+        Self {
+            tables: true,
+            ..Self::default()
+        }
+    }
 }
 
 /// Words that are no function's name: keywords that the server reserves, or lets nobody call.
@@ -298,14 +308,12 @@ impl Reader<'_> {
             "join" | "straight_join" if frame.tables => {
                 return self.table(at + 1, frame, outer, false);
             }
-            "using" if frame.query && !self.is_mark(at + 1, "(") => {
-                // DELETE ... USING t, MERGE ... USING t; ORDER BY x USING > has no name there.
-                if self.tokens.get(at + 1).is_some_and(Token::is_name) {
-                    frame.tables = true;
-                    return self.table(at + 1, frame, outer, false);
-                }
+            // DELETE ... USING t, MERGE ... USING t; ORDER BY x USING > has no name there.
+            "using" if frame.query && self.tokens.get(at + 1).is_some_and(Token::is_name) => {
+                frame.tables = true;
+                return self.table(at + 1, frame, outer, false);
             }
-            "using" if frame.query => frame.tables = true,
+            "using" if frame.query && self.is_mark(at + 1, "(") => frame.tables = true,
             "table" if at == self.start || self.begins_query(at) => {
                 return self.table(at + 1, frame, outer, true);
             }
