@@ -11,7 +11,9 @@ use std::{
     time::SystemTime,
 };
 
-use mantled_policy::{Action, Decision, Facts, Opened, Policies, Service, Tls, Workload};
+use mantled_policy::{
+    Action, Command, Decision, Facts, Family, Opened, Policies, Service, Tls, Workload,
+};
 use mantled_record::{Process, SessionRecord, TlsFacts};
 use rustls::pki_types::ServerName;
 
@@ -108,6 +110,30 @@ impl Rules {
         self.decide_at(case, None)
     }
 
+    /// Whose commands must be permitted in a session that is open.
+    pub fn families(&self, case: &Case) -> Vec<Family> {
+        let now = crate::time::rfc3339(SystemTime::now());
+        self.0
+            .as_ref()
+            .map_or_else(Vec::new, |policies| policies.families(&case.facts(&now)))
+    }
+
+    /// What they say of a command in it; None: nobody is asked.
+    pub fn decide_command(
+        &self,
+        case: &Case,
+        command: Command<'_>,
+        now: Option<&str>,
+    ) -> Option<Decision> {
+        let policies = self.0.as_ref()?;
+        let way = case.opened.as_ref()?;
+        let now = now.map_or_else(|| crate::time::rfc3339(SystemTime::now()), str::to_owned);
+        Some(policies.decide(&Facts {
+            action: Action::Command(way.facts(), command),
+            ..case.facts(&now)
+        }))
+    }
+
     /// The same at another time: RFC 3339, UTC.
     pub fn decide_at(&self, case: &Case, now: Option<&str>) -> Option<Decision> {
         let policies = self.0.as_ref()?;
@@ -165,23 +191,29 @@ impl Case {
             },
             action: match &self.opened {
                 None => Action::Connect,
-                Some(way) => Action::Open(Opened {
-                    protocol: way.protocol.as_deref(),
-                    path: &way.path,
-                    tls: way.tls.as_ref().map(|tls| Tls {
-                        version: tls.version.as_deref(),
-                        cipher: tls.cipher.as_deref(),
-                        group: tls.group.as_deref(),
-                        verified_name: tls.verified_name.as_deref(),
-                        certificate: tls
-                            .certificate
-                            .as_ref()
-                            .map(|certificate| certificate.sha256.as_str()),
-                    }),
-                }),
+                Some(way) => Action::Open(way.facts()),
             },
             now,
             transport: self.transport,
+        }
+    }
+}
+
+impl Way {
+    fn facts(&self) -> Opened<'_> {
+        Opened {
+            protocol: self.protocol.as_deref(),
+            path: &self.path,
+            tls: self.tls.as_ref().map(|tls| Tls {
+                version: tls.version.as_deref(),
+                cipher: tls.cipher.as_deref(),
+                group: tls.group.as_deref(),
+                verified_name: tls.verified_name.as_deref(),
+                certificate: tls
+                    .certificate
+                    .as_ref()
+                    .map(|certificate| certificate.sha256.as_str()),
+            }),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod data_channels;
 pub mod datagrams;
 pub mod detect;
 pub mod filter;
+mod inspect;
 pub mod ledger;
 pub mod origin;
 mod permit;

@@ -1,7 +1,7 @@
 //! What a policy can look at.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     path::Path,
     sync::LazyLock,
@@ -66,6 +66,136 @@ pub enum Action<'a> {
     Connect,
     /// The way out is there.
     Open(Opened<'a>),
+    /// It asks something of the server.
+    Command(Opened<'a>, Command<'a>),
+}
+
+/// What an agent asks of its server.
+#[derive(Clone, Debug)]
+pub enum Command<'a> {
+    /// A statement.
+    Sql(Sql<'a>),
+    /// A request.
+    Http(Http<'a>),
+    /// A command.
+    Redis(Redis<'a>),
+}
+
+/// A statement of SQL: see the schema.
+#[derive(Clone, Debug)]
+pub struct Sql<'a> {
+    /// What it does.
+    pub class: SqlClass,
+    /// Who has logged in.
+    pub user: Option<&'a str>,
+    /// To which database.
+    pub database: Option<&'a str>,
+    /// Its first words.
+    pub kind: &'a str,
+    /// What it names.
+    pub tables: &'a BTreeSet<String>,
+    /// What it names before them.
+    pub schemas: &'a BTreeSet<String>,
+    /// What it calls.
+    pub functions: &'a BTreeSet<String>,
+    /// It has no WHERE.
+    pub unbounded: bool,
+}
+
+/// Which action a statement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SqlClass {
+    /// `sql.read`
+    Read,
+    /// `sql.write`
+    Write,
+    /// `sql.ddl`
+    Ddl,
+    /// `sql.admin`
+    Admin,
+    /// `sql.unparsed`
+    Unparsed,
+}
+
+/// A request of HTTP: see the schema.
+#[derive(Clone, Debug)]
+pub struct Http<'a> {
+    /// As it was sent.
+    pub method: &'a str,
+    /// Without port.
+    pub host: Option<&'a str>,
+    /// Decoded.
+    pub path: &'a str,
+    /// It opens a stream of another protocol.
+    pub upgrade: bool,
+    /// Of the Kubernetes API.
+    pub kubernetes: Option<Kubernetes<'a>>,
+}
+
+/// A request of the Kubernetes API: see the schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes<'a> {
+    /// "get", "list", ...
+    pub verb: &'static str,
+    /// "" for the core group.
+    pub group: &'a str,
+    /// "v1"
+    pub version: &'a str,
+    /// "pods"
+    pub resource: &'a str,
+    /// "exec"
+    pub subresource: Option<&'a str>,
+    /// "default"
+    pub namespace: Option<&'a str>,
+    /// Of the object.
+    pub name: Option<&'a str>,
+}
+
+/// A command of Redis: see the schema.
+#[derive(Clone, Debug)]
+pub struct Redis<'a> {
+    /// What it does.
+    pub class: RedisClass,
+    /// In lower case, with its subcommand.
+    pub command: &'a str,
+    /// Those that it names.
+    pub keys: &'a [String],
+}
+
+/// Which action a command is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedisClass {
+    /// `redis.read`
+    Read,
+    /// `redis.write`
+    Write,
+    /// `redis.admin`
+    Admin,
+}
+
+/// Protocols whose commands policies can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// PostgreSQL, MySQL.
+    Sql,
+    /// HTTP/1.
+    Http,
+    /// Redis.
+    Redis,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sql, Self::Http, Self::Redis];
+
+    /// As the schema has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sql => "sql",
+            Self::Http => "http",
+            Self::Redis => "redis",
+        }
+    }
 }
 
 /// The way out.
@@ -150,6 +280,18 @@ impl Fields {
         }
     }
 
+    fn set<'a>(self, name: &str, values: impl IntoIterator<Item = &'a String>) -> Self {
+        let values = values
+            .into_iter()
+            .map(|value| RestrictedExpression::new_string(value.clone()));
+        self.with(name, RestrictedExpression::new_set(values))
+    }
+
+    fn record(self, name: &str, fields: Self) -> Self {
+        let record = RestrictedExpression::new_record(fields.0);
+        self.with(name, record.expect("each name is given once"))
+    }
+
     fn number(self, name: &str, value: u32) -> Self {
         self.with(name, RestrictedExpression::new_long(value.into()))
     }
@@ -197,27 +339,89 @@ impl Facts<'_> {
             .text("transport", self.transport);
         let fields = match &self.action {
             Action::Connect => fields,
-            Action::Open(opened) => {
-                let fields = fields
-                    .text_if("protocol", opened.protocol)
-                    .text("path", opened.path);
-                match &opened.tls {
-                    None => fields,
-                    Some(tls) => {
-                        let tls = Fields::default()
-                            .text_if("version", tls.version)
-                            .text_if("cipher", tls.cipher)
-                            .text_if("group", tls.group)
-                            .text_if("verified_name", tls.verified_name)
-                            .text_if("certificate", tls.certificate);
-                        let tls = RestrictedExpression::new_record(tls.0)
-                            .expect("each name is given once");
-                        fields.with("tls", tls)
-                    }
-                }
-            }
+            Action::Open(opened) => opened.fields(fields),
+            Action::Command(opened, command) => command.fields(opened.fields(fields)),
         };
         Context::from_pairs(fields.0)
+    }
+}
+
+impl Opened<'_> {
+    fn fields(&self, fields: Fields) -> Fields {
+        let fields = fields
+            .text_if("protocol", self.protocol)
+            .text("path", self.path);
+        let Some(tls) = &self.tls else {
+            return fields;
+        };
+        let tls = Fields::default()
+            .text_if("version", tls.version)
+            .text_if("cipher", tls.cipher)
+            .text_if("group", tls.group)
+            .text_if("verified_name", tls.verified_name)
+            .text_if("certificate", tls.certificate);
+        fields.record("tls", tls)
+    }
+}
+
+impl Command<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Sql(sql) => match sql.class {
+                SqlClass::Read => "sql.read",
+                SqlClass::Write => "sql.write",
+                SqlClass::Ddl => "sql.ddl",
+                SqlClass::Admin => "sql.admin",
+                SqlClass::Unparsed => "sql.unparsed",
+            },
+            Self::Http(http) => match http.method {
+                "GET" | "HEAD" | "OPTIONS" if !http.upgrade => "http.read",
+                _ => "http.write",
+            },
+            Self::Redis(redis) => match redis.class {
+                RedisClass::Read => "redis.read",
+                RedisClass::Write => "redis.write",
+                RedisClass::Admin => "redis.admin",
+            },
+        }
+    }
+
+    fn fields(&self, fields: Fields) -> Fields {
+        match self {
+            Self::Sql(sql) => {
+                let statement = Fields::default()
+                    .text("kind", sql.kind)
+                    .set("tables", sql.tables)
+                    .set("schemas", sql.schemas)
+                    .set("functions", sql.functions)
+                    .with("unbounded", RestrictedExpression::new_bool(sql.unbounded));
+                fields
+                    .text_if("user", sql.user)
+                    .text_if("database", sql.database)
+                    .record("statement", statement)
+            }
+            Self::Http(http) => {
+                let mut request = Fields::default()
+                    .text("method", http.method)
+                    .text_if("host", http.host)
+                    .text("path", http.path);
+                if let Some(kubernetes) = &http.kubernetes {
+                    let asked = Fields::default()
+                        .text("verb", kubernetes.verb)
+                        .text("group", kubernetes.group)
+                        .text("version", kubernetes.version)
+                        .text("resource", kubernetes.resource)
+                        .text_if("subresource", kubernetes.subresource)
+                        .text_if("namespace", kubernetes.namespace)
+                        .text_if("name", kubernetes.name);
+                    request = request.record("kubernetes", asked);
+                }
+                fields.record("request", request)
+            }
+            Self::Redis(redis) => fields
+                .text("command", redis.command)
+                .set("keys", redis.keys),
+        }
     }
 }
 
@@ -291,6 +495,7 @@ impl Action<'_> {
         match self {
             Self::Connect => "connect",
             Self::Open(_) => "open",
+            Self::Command(_, command) => command.name(),
         }
     }
 }

@@ -12,7 +12,7 @@ use cedar_policy::{
     ActionConstraint, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, Schema,
 };
 
-use crate::facts::Asked;
+use crate::facts::{Asked, Family};
 
 /// Sets that are remembered: a host has few kinds of agents.
 const SETS: usize = 1024;
@@ -21,6 +21,8 @@ const SETS: usize = 1024;
 pub(crate) struct Index {
     policies: Vec<Policy>,
     actions: HashMap<String, Scopes>,
+    /// Policies that name an action of the family's.
+    families: HashMap<Family, Scopes>,
     /// By the places of their policies.
     sets: Mutex<HashMap<Vec<usize>, Arc<PolicySet>>>,
 }
@@ -36,6 +38,7 @@ struct Scopes {
 impl Index {
     pub(crate) fn new(policies: Vec<Policy>, schema: &Schema) -> Self {
         let mut actions: HashMap<String, Scopes> = HashMap::new();
+        let mut families: HashMap<Family, Scopes> = HashMap::new();
         let names: Vec<EntityUid> = schema.actions().cloned().collect();
         for (place, policy) in policies.iter().enumerate() {
             let named: Vec<EntityUid> = match policy.action_constraint() {
@@ -47,6 +50,14 @@ impl Index {
                     .cloned()
                     .collect(),
             };
+            let is_named = !matches!(policy.action_constraint(), ActionConstraint::Any);
+            for family in Family::ALL.into_iter().filter(|_| is_named) {
+                let begin = format!("{}.", family.name());
+                let is_of = |action: &EntityUid| action.id().unescaped().starts_with(&begin);
+                if named.iter().any(is_of) {
+                    families.entry(family).or_default().file(policy, place);
+                }
+            }
             for action in named {
                 let name = action.id().unescaped().to_owned();
                 actions.entry(name).or_default().file(policy, place);
@@ -55,12 +66,22 @@ impl Index {
         Self {
             policies,
             actions,
+            families,
             sets: Mutex::default(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.policies.len()
+    }
+
+    /// The families whose commands are to be put to the policies.
+    pub(crate) fn families(&self, asked: &Asked) -> Vec<Family> {
+        let concerns = |family: &Family| {
+            let scopes = self.families.get(family);
+            scopes.is_some_and(|scopes| !scopes.places(asked).is_empty())
+        };
+        Family::ALL.into_iter().filter(concerns).collect()
     }
 
     /// Those that can say something of this question.

@@ -9,7 +9,10 @@ mod facts;
 mod index;
 mod load;
 
-pub use facts::{Action, Facts, Opened, Service, Tls, Workload};
+pub use facts::{
+    Action, Command, Facts, Family, Http, Kubernetes, Opened, Redis, RedisClass, Service, Sql,
+    SqlClass, Tls, Workload,
+};
 pub use load::{Mistake, SCHEMA};
 
 use cedar_policy::{Authorizer, Entities, PolicyId, Schema};
@@ -41,6 +44,15 @@ impl Policies {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.index.len()
+    }
+
+    /// The families of which every command must be permitted: a policy whose scope this workload and
+    /// this service are in names one of their actions. Nothing that cannot be asked about is left out.
+    pub fn families(&self, facts: &Facts<'_>) -> Vec<Family> {
+        match facts.ask(&self.schema, &self.actions) {
+            Ok(asked) => self.index.families(&asked),
+            Err(_) => Family::ALL.to_vec(),
+        }
     }
 
     /// Decides.

@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::*;
 
@@ -219,4 +219,75 @@ fn a_question_looks_at_the_policies_that_can_concern_it() {
     let candidates = policies.index.candidates(&asked).unwrap();
     assert_eq!(candidates.policies().count(), 1);
     assert_eq!(policies.decide(&facts).policies, ["mine"]);
+}
+
+fn statement(class: SqlClass, tables: &BTreeSet<String>) -> Facts<'_> {
+    let none = Box::leak(Box::default());
+    let Action::Open(opened) = open("1.3").action else {
+        unreachable!()
+    };
+    Facts {
+        action: Action::Command(
+            opened,
+            Command::Sql(Sql {
+                class,
+                user: Some("app"),
+                database: None,
+                kind: "select",
+                tables,
+                schemas: none,
+                functions: none,
+                unbounded: false,
+            }),
+        ),
+        ..connect()
+    }
+}
+
+#[test]
+fn commands_are_judged_by_what_they_are() {
+    let policies = policies(
+        r#"@id("reads") permit(principal, action == Action::"sql.read", resource)
+           when { ["orders", "items"].containsAll(context.statement.tables) && context has user && context.user == "app" };
+           permit(principal, action in Action::"access", resource);
+           @id("get") permit(principal, action in Action::"http", resource in Host::"other")
+           when { context.request has kubernetes && context.request.kubernetes.verb == "get" };"#,
+    );
+    let orders = BTreeSet::from(["orders".to_owned()]);
+    let users = BTreeSet::from(["orders".to_owned(), "users".to_owned()]);
+    assert!(policies.decide(&statement(SqlClass::Read, &orders)).allowed);
+    assert!(!policies.decide(&statement(SqlClass::Read, &users)).allowed);
+    assert!(
+        !policies
+            .decide(&statement(SqlClass::Write, &orders))
+            .allowed
+    );
+    assert!(policies.decide(&open("1.3")).allowed);
+    // The policy for HTTP is about another host.
+    assert_eq!(policies.families(&open("1.3")), [Family::Sql]);
+}
+
+#[test]
+fn who_names_no_command_asks_for_none() {
+    for (text, families) in [
+        ("permit(principal, action, resource);", vec![]),
+        (
+            r#"permit(principal, action in Action::"access", resource);"#,
+            vec![],
+        ),
+        (
+            r#"permit(principal, action in Action::"command", resource);"#,
+            Family::ALL.to_vec(),
+        ),
+        (
+            r#"forbid(principal, action == Action::"redis.admin", resource);"#,
+            vec![Family::Redis],
+        ),
+        (
+            r#"forbid(principal in Unit::"other", action in Action::"sql", resource);"#,
+            vec![],
+        ),
+    ] {
+        assert_eq!(policies(text).families(&open("1.3")), families, "{text}");
+    }
 }

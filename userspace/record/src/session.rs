@@ -223,6 +223,21 @@ pub struct SessionRecord {
         skip_serializing_if = "Option::is_none"
     )]
     pub policy_host: Option<String>,
+    /// Commands that policies were asked about.
+    #[serde(rename = "mantled.commands", skip_serializing_if = "Option::is_none")]
+    pub commands: Option<u64>,
+    /// How many of them were refused, or would have been in enforce mode.
+    #[serde(
+        rename = "mantled.commands.refused",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub commands_refused: Option<u64>,
+    /// The first of those, each without its values, and why.
+    #[serde(
+        rename = "mantled.commands.refusals",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub refusals: Vec<String>,
     /// Mode of the group at connect().
     #[serde(rename = "mantled.mode", skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
@@ -319,6 +334,9 @@ impl SessionRecord {
             would_refuse: None,
             policies: Vec::new(),
             policy_host: None,
+            commands: None,
+            commands_refused: None,
+            refusals: Vec::new(),
             mode: None,
             transport: "tcp",
             network: None,

@@ -18,6 +18,7 @@
 )]
 
 pub mod amqp;
+pub mod command;
 pub mod dns;
 pub mod fluentd;
 pub mod ftp;

@@ -1,13 +1,16 @@
 //! PostgreSQL, frontend/backend protocol 3 (PostgreSQL documentation, chapter "Frontend/Backend
-//! Protocol"): the beginning of a connection, which is all that an upgrade to TLS touches.
+//! Protocol"): the beginning of a connection, which is all that an upgrade to TLS touches, and the
+//! commands that follow it, where they are to be judged.
 
 mod authentication;
 mod message;
+mod session;
 #[cfg(test)]
 mod tests;
 
 pub use authentication::{AuthenticationError, AuthenticationFilter};
-pub use message::{error_message, error_response};
+pub use message::{Severity, error_message, error_response};
+pub use session::{FromAgent, FromServer, inspect};
 
 use crate::{Look, Progress, reader::Reader};
 

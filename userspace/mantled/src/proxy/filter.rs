@@ -25,6 +25,8 @@ pub enum Filter {
     Rewrite(Box<dyn Rewrite>),
     /// MySQL: carries everything, and notes the agent's goodbye.
     Goodbye(Goodbye),
+    /// The second gets what the first carries.
+    Both(Box<(Filter, Filter)>),
 }
 
 /// Checks a server's records until its choice is known, and after.
@@ -46,6 +48,16 @@ impl From<Option<Box<dyn Rewrite>>> for Filter {
 }
 
 impl Filter {
+    /// This one, and then another.
+    #[must_use]
+    pub fn then(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, other) => other,
+            (first, Self::None) => first,
+            both => Self::Both(Box::new(both)),
+        }
+    }
+
     /// Judges a chunk; what it returns may be carried. `scratch` is used where that differs from
     /// the chunk.
     ///
@@ -81,6 +93,22 @@ impl Filter {
                 goodbye.watch(chunk);
                 Ok(chunk)
             }
+            Self::Both(both) => {
+                let (first, second) = &mut **both;
+                let mut between = Vec::new();
+                let carried = first.pass(chunk, &mut between)?;
+                if std::ptr::eq(carried, chunk) {
+                    return second.pass(chunk, scratch);
+                }
+                let mut after = Vec::new();
+                let carried = second.pass(carried, &mut after)?;
+                scratch.clear();
+                scratch.extend_from_slice(carried);
+                if matches!(first, Self::None) {
+                    *self = std::mem::take(second);
+                }
+                Ok(scratch)
+            }
             Self::Rewrite(rewrite) => {
                 let passed = rewrite.pass(chunk).map_err(refused)?;
                 let Some((unchanged, rest @ [_, ..])) = chunk.split_at_checked(passed) else {
@@ -99,19 +127,37 @@ impl Filter {
 
     /// Has the protocol itself said that nothing more comes?
     pub fn has_ended(&self) -> bool {
-        matches!(self, Self::Rewrite(rewrite) if rewrite.has_ended())
+        match self {
+            Self::Rewrite(rewrite) => rewrite.has_ended(),
+            Self::Both(both) => both.0.has_ended() || both.1.has_ended(),
+            _ => false,
+        }
     }
 
     /// Was what passed last a goodbye, after which nothing is expected from the other side?
     pub fn said_goodbye(&self) -> bool {
-        matches!(self, Self::Goodbye(goodbye) if goodbye.said())
+        match self {
+            Self::Goodbye(goodbye) => goodbye.said(),
+            Self::Both(both) => both.0.said_goodbye() || both.1.said_goodbye(),
+            _ => false,
+        }
     }
 
     /// The stream has ended; what was held back.
     pub fn finish(&mut self) -> Vec<u8> {
         let mut held = Vec::new();
-        if let Self::Rewrite(rewrite) = self {
-            rewrite.finish(&mut held);
+        match self {
+            Self::Rewrite(rewrite) => rewrite.finish(&mut held),
+            Self::Both(both) => {
+                let (first, second) = &mut **both;
+                let last = first.finish();
+                let mut scratch = Vec::new();
+                // What may not be carried is not.
+                let carried = second.pass(&last, &mut scratch).unwrap_or_default();
+                held.extend_from_slice(carried);
+                held.append(&mut second.finish());
+            }
+            _ => {}
         }
         held
     }

@@ -2,7 +2,7 @@
 
 use mantled_redirect::{Peer, abi};
 
-use super::{Context, ledger::Session};
+use super::{Context, inspect::is_legible, ledger::Session};
 use crate::{
     error::Failure,
     policy::{Case, denial},
@@ -26,10 +26,14 @@ pub(super) fn permit(
             record.policies.push(policy.clone());
         }
     }
-    if decision.allowed {
+    let judged = if decision.allowed {
+        is_legible(&context.rules, case)
+    } else {
+        Err(denial(&decision))
+    };
+    let Err(failure) = judged else {
         return Ok(());
-    }
-    let failure = denial(&decision);
+    };
     if peer.flow.mode == abi::MODE_OBSERVE {
         if record.would_refuse.is_none() {
             record.would_refuse = Some(failure.cause.name());

@@ -32,6 +32,7 @@ pub async fn tell(mut agent: Agent, spoken: Option<Spoken>, failure: &Failure) {
     let words = match spoken {
         Some(_) if agent.expects_tls => alert(failure.cause),
         Some(Spoken::Known(Protocol::Postgresql)) => postgres::error_response(
+            postgres::Severity::Fatal,
             REJECTED,
             &format!("mantled refused this connection: {text}"),
             Some(failure.cause.name()),

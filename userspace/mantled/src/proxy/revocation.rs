@@ -176,8 +176,14 @@ impl Planned {
         let Some(case) = case.as_ref() else {
             return true;
         };
-        Arc::ptr_eq(&terms.rules, &self.terms.rules)
-            || terms
+        if Arc::ptr_eq(&terms.rules, &self.terms.rules) {
+            return true;
+        }
+        // An inspector asks the new policies by itself; where there is none, it is too late for one.
+        let inspected = self.terms.rules.families(case);
+        let to_inspect = terms.rules.families(case);
+        to_inspect.iter().all(|family| inspected.contains(family))
+            && terms
                 .rules
                 .decide(case)
                 .is_none_or(|decision| decision.allowed)

@@ -14,6 +14,7 @@ use super::{
     datagrams::Messages,
     detect::{self, Dialling, Heard, Patience},
     filter::Filter,
+    inspect::inspected,
     ledger::Session,
     origin,
     permit::permit,
@@ -200,8 +201,12 @@ async fn walk(
         revocation: &revocation,
     };
     let way = upgrade.run(heard, dialling).await?;
+    let (way, notes) = inspected(context, peer, &plan, session, heard, way);
     let received = session.record.received;
     let result = carry(session, agent, way, revocation).await;
+    if let Some(notes) = notes {
+        notes.tell(&mut session.record);
+    }
     if session.record.received > received || heard != Spoken::Known(Protocol::Http) {
         // The server's words have reached the agent; a refusal of ours would be one of many.
         *spoken = None;

@@ -2,10 +2,20 @@
 
 use crate::reader::Reader;
 
-/// A fatal ErrorResponse: the client prints it and ends.
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The statement has failed.
+    Error,
+    /// The session ends.
+    Fatal,
+}
+
+/// An ErrorResponse.
 ///
 /// `sqlstate` is five characters (appendix "PostgreSQL Error Codes").
 pub fn error_response(
+    severity: Severity,
     sqlstate: &str,
     message: &str,
     detail: Option<&str>,
@@ -17,8 +27,12 @@ pub fn error_response(
         fields.extend(text.bytes().filter(|byte| *byte != 0));
         fields.push(0);
     };
-    field(b'S', "FATAL");
-    field(b'V', "FATAL");
+    let severity = match severity {
+        Severity::Error => "ERROR",
+        Severity::Fatal => "FATAL",
+    };
+    field(b'S', severity);
+    field(b'V', severity);
     field(b'C', sqlstate);
     field(b'M', message);
     if let Some(detail) = detail {

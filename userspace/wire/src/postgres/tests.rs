@@ -104,7 +104,7 @@ fn answers_to_ssl_request_are_read() {
         parse_ssl_answer(b"HTTP"),
         Err(SslAnswerError::Unknown(b'H'))
     );
-    let error = error_response("53300", "too many clients", None, None);
+    let error = error_response(Severity::Fatal, "53300", "too many clients", None, None);
     assert_eq!(
         parse_ssl_answer(&error),
         Ok(Progress::Done(SslAnswer::Error(Some(
@@ -131,7 +131,7 @@ fn channel_binding_is_taken_out_of_the_offer() {
 fn other_messages_pass_as_they_are() {
     let trust = b"R\0\0\0\x08\0\0\0\0";
     let notice = b"N\0\0\0\x06\0\0";
-    let error = error_response("28000", "no", None, None);
+    let error = error_response(Severity::Fatal, "28000", "no", None, None);
     assert_eq!(filter(&[trust]), (Ok(Next::Done), trust.to_vec()));
     assert_eq!(filter(&[&error]), (Ok(Next::Done), error.clone()));
     let stream = [&notice[..], &sasl(&["SCRAM-SHA-256"])].concat();
@@ -177,11 +177,17 @@ fn offers_that_clients_would_read_differently_are_refused() {
 
 #[test]
 fn an_error_before_tls_cannot_write_on_the_terminal() {
-    let error = error_response("53300", "a\x1b[2Jb\0\n", None, None);
+    let error = error_response(Severity::Fatal, "53300", "a\x1b[2Jb\0\n", None, None);
     assert_eq!(error_message(&error).as_deref(), Some("a [2Jb "));
     assert_eq!(error_message(&error[..error.len() - 1]), None);
     assert_eq!(
-        error_message(&error_response("53300", &"x".repeat(9000), None, None)),
+        error_message(&error_response(
+            Severity::Fatal,
+            "53300",
+            &"x".repeat(9000),
+            None,
+            None
+        )),
         None
     );
 }

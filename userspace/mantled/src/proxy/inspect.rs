@@ -1,0 +1,112 @@
+//! Commands, put to the operator's policies.
+//!
+//! Which sessions are inspected, policies say themselves: those for whose agent and service one of them
+//! names an action of the protocol's family. Of such a session nothing is carried that cannot be read,
+//! so it is refused where its protocol has no inspector, or is hidden in the agent's own TLS.
+
+mod judge;
+mod notes;
+
+use mantled_policy::Family;
+use mantled_record::Path;
+use mantled_redirect::{Peer, abi};
+use mantled_wire::postgres;
+
+use super::{Context, filter::Filter, ledger::Session, plan::Plan, spoken::Spoken, upgrade::Way};
+use crate::{
+    config::Protocol,
+    error::{Cause, Failure},
+    policy::{Case, Rules},
+};
+use judge::{Judge, Language};
+
+pub(super) use notes::Notes;
+
+/// The family that a protocol's commands are of.
+fn family(protocol: Option<&str>) -> Option<Family> {
+    match protocol? {
+        "postgresql" | "mysql" | "tds" => Some(Family::Sql),
+        "http" | "http2" => Some(Family::Http),
+        "redis" => Some(Family::Redis),
+        _ => None,
+    }
+}
+
+/// Protocols whose commands can be read.
+const READ: &[&str] = &["postgresql"];
+
+/// Can everything that has to be permitted in this session be read? Of a protocol that is known, and
+/// of another family than those that policies judge, nothing has to.
+pub(super) fn is_legible(rules: &Rules, case: &Case) -> Result<(), Failure> {
+    let Some(way) = case.opened.as_ref() else {
+        return Ok(());
+    };
+    let families = rules.families(case);
+    if families.is_empty() {
+        return Ok(());
+    }
+    let protocol = way.protocol.as_deref();
+    let is_native = way.path == Path::Native.name();
+    let why = match protocol {
+        _ if is_native && protocol != Some("ssh") => "the agent speaks TLS of its own",
+        None => "its protocol is not known; a route with protocol tells which it is",
+        Some(known) => match family(protocol) {
+            Some(family) if families.contains(&family) && !READ.contains(&known) => {
+                "mantled cannot read the commands of its protocol"
+            }
+            _ => return Ok(()),
+        },
+    };
+    let names: Vec<&str> = families.iter().map(|family| family.name()).collect();
+    Err(Failure::new(
+        Cause::PolicyDenied,
+        format!(
+            "policies judge the commands of this agent to this service ({}), and {why}",
+            names.join(", ")
+        ),
+    ))
+}
+
+/// Puts an inspector into the way of a session, where policies judge its commands. What it has seen is
+/// noted for the record.
+pub(super) fn inspected(
+    context: &Context,
+    peer: &Peer,
+    plan: &Plan,
+    session: &Session,
+    spoken: Spoken,
+    way: Way,
+) -> (Way, Option<Notes>) {
+    let Some(path) = session.record.path else {
+        return (way, None);
+    };
+    let case =
+        Case::of(&session.record, plan.destination, &plan.name).opened(&session.record, path);
+    let families = context.rules.families(&case);
+    if !family(session.record.protocol).is_some_and(|family| families.contains(&family)) {
+        return (way, None);
+    }
+    let notes = Notes::default();
+    let judge = |language| {
+        Box::new(Judge::new(
+            context.changes.subscribe(),
+            case.clone(),
+            language,
+            &session.record,
+            peer.flow.mode == abi::MODE_OBSERVE,
+            notes.clone(),
+        ))
+    };
+    let way = match spoken {
+        Spoken::Known(Protocol::Postgresql) => {
+            let (from_agent, from_server) = postgres::inspect(judge(Language::Postgresql));
+            Way {
+                upstream: way.upstream,
+                from_agent: Filter::Rewrite(Box::new(from_agent)).then(way.from_agent),
+                from_server: way.from_server.then(Filter::Rewrite(Box::new(from_server))),
+            }
+        }
+        _ => return (way, None),
+    };
+    (way, Some(notes))
+}

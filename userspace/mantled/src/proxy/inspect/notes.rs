@@ -1,0 +1,69 @@
+//! What an inspector has seen, for the record.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use mantled_record::SessionRecord;
+
+/// Most refusals that a record tells.
+const TOLD: usize = 16;
+
+/// Longest text of one of them, in characters.
+const LENGTH: usize = 256;
+
+/// Of one session; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(in crate::proxy) struct Notes(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    commands: u64,
+    refused: u64,
+    policies: BTreeSet<String>,
+    refusals: Vec<String>,
+}
+
+impl Notes {
+    fn with<T>(&self, act: impl FnOnce(&mut Seen) -> T) -> T {
+        // Counters and lists are whole after every call.
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// One more was asked about.
+    pub(super) fn command(&self) {
+        self.with(|seen| seen.commands += 1);
+    }
+
+    /// These policies have decided about one.
+    pub(super) fn decided(&self, policies: &[String]) {
+        self.with(|seen| seen.policies.extend(policies.iter().cloned()));
+    }
+
+    /// It was refused, or observe mode alone has let it pass. Neither text holds a value of the
+    /// agent's.
+    pub(super) fn refused(&self, shape: &str, reason: &str) {
+        self.with(|seen| {
+            seen.refused += 1;
+            if seen.refusals.len() < TOLD {
+                let shape: String = shape.chars().take(LENGTH).collect();
+                seen.refusals.push(format!("{shape}: {reason}"));
+            }
+        });
+    }
+
+    /// Writes them into the record.
+    pub(in crate::proxy) fn tell(&self, record: &mut SessionRecord) {
+        self.with(|seen| {
+            record.commands = Some(seen.commands);
+            record.commands_refused = Some(seen.refused);
+            record.refusals.clone_from(&seen.refusals);
+            for policy in &seen.policies {
+                if !record.policies.contains(policy) {
+                    record.policies.push(policy.clone());
+                }
+            }
+        });
+    }
+}

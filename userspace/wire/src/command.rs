@@ -1,0 +1,65 @@
+//! Commands on their way to a server.
+//!
+//! An inspector reads a protocol's commands and asks a [`Judge`] about each before a byte of it is
+//! carried. It knows the protocol, and nothing of policy; the judge knows policy, and nothing of bytes.
+//!
+//! Where a protocol allows it, a command that is refused is not swallowed: in its place the server gets
+//! one of the same form that it can only answer with an error, and that error's words are replaced on
+//! the way back. So the server itself keeps the order of answers, fails the transaction, and knows the
+//! state that the agent is told.
+
+use std::borrow::Cow;
+
+/// One command, as far as its protocol tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// A statement, or several; it gets a name where the protocol gives it one.
+    Statement {
+        /// The text; None where it is too long to be read.
+        text: Option<&'a [u8]>,
+        /// Does a backslash in '...' mean itself? None: nobody can tell.
+        plain_strings: Option<bool>,
+        /// The prepared statement that it becomes; may be empty.
+        name: Option<&'a [u8]>,
+    },
+    /// A prepared statement is about to be executed.
+    Prepared {
+        /// Its name.
+        name: &'a [u8],
+    },
+    /// A prepared statement is given up.
+    Closed {
+        /// Its name.
+        name: &'a [u8],
+    },
+    /// A function is called by a number (PostgreSQL's FunctionCall), which nobody here can name.
+    FunctionCall,
+    /// A request of HTTP/1.
+    Request {
+        /// The method.
+        method: &'a str,
+        /// The host that is asked, without port, in lower case.
+        host: Option<&'a str>,
+        /// The request target's path, as it was sent, and its query.
+        target: &'a str,
+        /// It asks for another protocol.
+        upgrade: bool,
+    },
+    /// A command of Redis: its name and arguments.
+    Redis(&'a [Cow<'a, [u8]>]),
+}
+
+/// What is to become of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is carried.
+    Carry,
+    /// It is not, and the agent is told this: a sentence, without control characters.
+    Refuse(String),
+}
+
+/// Who decides.
+pub trait Judge: Send + std::fmt::Debug {
+    /// Asked once for each command, in the order in which the server would see them.
+    fn judge(&mut self, command: &Command<'_>) -> Verdict;
+}
