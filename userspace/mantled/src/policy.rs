@@ -4,6 +4,8 @@
 //! before anything is sent to the server, and again when the way out is there. Without `[policy]`
 //! nobody is asked.
 
+mod command;
+
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
@@ -16,6 +18,8 @@ use mantled_policy::{
 };
 use mantled_record::{Process, SessionRecord, TlsFacts};
 use rustls::pki_types::ServerName;
+
+pub use command::{Login, Question};
 
 use crate::error::{Cause, Failure};
 

@@ -126,17 +126,28 @@ pub struct Http<'a> {
     pub host: Option<&'a str>,
     /// Decoded.
     pub path: &'a str,
-    /// It opens a stream of another protocol.
-    pub upgrade: bool,
+    /// Which action it is.
+    pub class: HttpClass,
     /// Of the Kubernetes API.
     pub kubernetes: Option<Kubernetes<'a>>,
+}
+
+/// Which action a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HttpClass {
+    /// `http.read`
+    Read,
+    /// `http.write`
+    Write,
+    /// `http.unparsed`
+    Unparsed,
 }
 
 /// A request of the Kubernetes API: see the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubernetes<'a> {
     /// "get", "list", ...
-    pub verb: &'static str,
+    pub verb: &'a str,
     /// "" for the core group.
     pub group: &'a str,
     /// "v1"
@@ -374,9 +385,10 @@ impl Command<'_> {
                 SqlClass::Admin => "sql.admin",
                 SqlClass::Unparsed => "sql.unparsed",
             },
-            Self::Http(http) => match http.method {
-                "GET" | "HEAD" | "OPTIONS" if !http.upgrade => "http.read",
-                _ => "http.write",
+            Self::Http(http) => match http.class {
+                HttpClass::Read => "http.read",
+                HttpClass::Write => "http.write",
+                HttpClass::Unparsed => "http.unparsed",
             },
             Self::Redis(redis) => match redis.class {
                 RedisClass::Read => "redis.read",

@@ -10,8 +10,8 @@ mod index;
 mod load;
 
 pub use facts::{
-    Action, Command, Facts, Family, Http, Kubernetes, Opened, Redis, RedisClass, Service, Sql,
-    SqlClass, Tls, Workload,
+    Action, Command, Facts, Family, Http, HttpClass, Kubernetes, Opened, Redis, RedisClass,
+    Service, Sql, SqlClass, Tls, Workload,
 };
 pub use load::{Mistake, SCHEMA};
 

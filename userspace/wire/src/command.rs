@@ -40,13 +40,20 @@ pub enum Command<'a> {
         method: &'a str,
         /// The host that is asked, without port, in lower case.
         host: Option<&'a str>,
-        /// The request target's path, as it was sent, and its query.
+        /// The request target, as it was sent.
         target: &'a str,
-        /// It asks for another protocol.
-        upgrade: bool,
+        /// It asks for more than its method says: another protocol, or another method.
+        is_more: bool,
+        /// Target and Host name two hosts.
+        is_ambiguous: bool,
     },
-    /// A command of Redis: its name and arguments.
-    Redis(&'a [Cow<'a, [u8]>]),
+    /// A command of Redis.
+    Redis {
+        /// Its name and arguments.
+        arguments: &'a [Cow<'a, [u8]>],
+        /// These are all of them; else it is too long to be read.
+        whole: bool,
+    },
 }
 
 /// What is to become of a command.

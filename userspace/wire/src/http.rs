@@ -6,12 +6,14 @@ mod head;
 mod host;
 mod origin;
 mod rewriting;
+mod target;
 #[cfg(test)]
 mod tests;
 
 pub use host::{MAX_HEAD, host};
 pub use origin::Ports;
-pub use rewriting::{Expected, Requests, Responses, rewriting};
+pub use rewriting::{Expected, Requests, Responses, inspect, rewriting};
+pub use target::{Target, target};
 
 use crate::{Look, begins};
 
@@ -87,6 +89,48 @@ fn may_begin_target(method: &[u8], first: u8) -> bool {
         b'*' => method == b"OPTIONS",
         _ => method == b"CONNECT" && (first.is_ascii_alphanumeric() || first == b'['),
     }
+}
+
+/// A whole response to a request that was refused, after which the connection goes on (RFC 9110
+/// §15.5.4). Clients of Kubernetes get a Status.
+fn forbidden(reason: &str, asks: Asks) -> Vec<u8> {
+    let text: String = reason
+        .chars()
+        .filter(|letter| !letter.is_control())
+        .collect();
+    let text = format!("refused by mantled: {text}");
+    let (kind, body) = if asks.kubernetes {
+        let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+        let status = format!(
+            "{{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{{}},\"status\":\"Failure\",\
+             \"message\":\"{text}\",\"reason\":\"Forbidden\",\"code\":403}}\n"
+        );
+        ("application/json", status)
+    } else {
+        ("text/plain; charset=utf-8", format!("{text}\n"))
+    };
+    let close = if asks.close {
+        "Connection: close\r\n"
+    } else {
+        ""
+    };
+    let shown = if asks.head { "" } else { &body };
+    format!(
+        "HTTP/1.1 403 Forbidden\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{close}\r\n{shown}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// What a request says about its answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asks {
+    /// No body follows (RFC 9110 §9.3.2).
+    head: bool,
+    /// It is the connection's last one.
+    close: bool,
+    /// Of the Kubernetes API.
+    kubernetes: bool,
 }
 
 /// A whole response that tells the client why it was refused (RFC 9110 §15.6.3). The reason

@@ -1,5 +1,11 @@
 //! Redis (RESP, the Redis serialization protocol specification): how a command begins, and a
-//! refusal in its own words.
+//! refusal in its own words; and the commands of a session, where they are to be judged.
+
+mod commands;
+mod session;
+
+pub use commands::{Effect, Understood, understand};
+pub use session::{FromAgent, FromServer, inspect};
 
 use crate::{Look, begins};
 

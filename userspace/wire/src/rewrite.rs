@@ -39,6 +39,10 @@ pub trait Rewrite: Send + std::fmt::Debug {
     /// The session must end. What is in `out` is not carried.
     fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError>;
 
+    /// What this direction says of its own accord, now that all that came before is carried: the answer
+    /// to what the other direction has refused.
+    fn speak(&mut self, _out: &mut Vec<u8>) {}
+
     /// Has the protocol itself said that nothing more comes? Such a stream may end without TLS'
     /// own goodbye, which many servers leave out then.
     fn has_ended(&self) -> bool {

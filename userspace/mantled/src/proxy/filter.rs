@@ -125,6 +125,25 @@ impl Filter {
         }
     }
 
+    /// What this direction has to say of its own accord.
+    pub fn speak(&mut self) -> Vec<u8> {
+        let mut words = Vec::new();
+        match self {
+            Self::Rewrite(rewrite) => rewrite.speak(&mut words),
+            Self::Both(both) => {
+                let (first, second) = &mut **both;
+                let mut scratch = Vec::new();
+                let own = first.speak();
+                // What may not be carried is not.
+                let carried = second.pass(&own, &mut scratch).unwrap_or_default();
+                words.extend_from_slice(carried);
+                words.append(&mut second.speak());
+            }
+            _ => {}
+        }
+        words
+    }
+
     /// Has the protocol itself said that nothing more comes?
     pub fn has_ended(&self) -> bool {
         match self {

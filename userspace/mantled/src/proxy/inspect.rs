@@ -10,15 +10,18 @@ mod notes;
 use mantled_policy::Family;
 use mantled_record::Path;
 use mantled_redirect::{Peer, abi};
-use mantled_wire::postgres;
+use mantled_wire::{
+    http::{self, Ports},
+    postgres, redis,
+};
 
-use super::{Context, filter::Filter, ledger::Session, plan::Plan, spoken::Spoken, upgrade::Way};
+use super::{Context, ledger::Session, plan::Plan, spoken::Spoken, upgrade::Way};
 use crate::{
     config::Protocol,
     error::{Cause, Failure},
     policy::{Case, Rules},
 };
-use judge::{Judge, Language};
+use judge::Judge;
 
 pub(super) use notes::Notes;
 
@@ -33,7 +36,7 @@ fn family(protocol: Option<&str>) -> Option<Family> {
 }
 
 /// Protocols whose commands can be read.
-const READ: &[&str] = &["postgresql"];
+const READ: &[&str] = &["postgresql", "http", "redis"];
 
 /// Can everything that has to be permitted in this session be read? Of a protocol that is known, and
 /// of another family than those that policies judge, nothing has to.
@@ -49,6 +52,7 @@ pub(super) fn is_legible(rules: &Rules, case: &Case) -> Result<(), Failure> {
     let is_native = way.path == Path::Native.name();
     let why = match protocol {
         _ if is_native && protocol != Some("ssh") => "the agent speaks TLS of its own",
+        Some("tls") => "the agent speaks TLS of its own",
         None => "its protocol is not known; a route with protocol tells which it is",
         Some(known) => match family(protocol) {
             Some(family) if families.contains(&family) && !READ.contains(&known) => {
@@ -87,24 +91,33 @@ pub(super) fn inspected(
         return (way, None);
     }
     let notes = Notes::default();
-    let judge = |language| {
-        Box::new(Judge::new(
-            context.changes.subscribe(),
-            case.clone(),
-            language,
-            &session.record,
-            peer.flow.mode == abi::MODE_OBSERVE,
-            notes.clone(),
-        ))
-    };
+    let judge = Box::new(Judge::new(
+        context.changes.subscribe(),
+        case,
+        &session.record,
+        peer.flow.mode == abi::MODE_OBSERVE,
+        notes.clone(),
+    ));
     let way = match spoken {
         Spoken::Known(Protocol::Postgresql) => {
-            let (from_agent, from_server) = postgres::inspect(judge(Language::Postgresql));
-            Way {
-                upstream: way.upstream,
-                from_agent: Filter::Rewrite(Box::new(from_agent)).then(way.from_agent),
-                from_server: way.from_server.then(Filter::Rewrite(Box::new(from_server))),
-            }
+            let (from_agent, from_server) = postgres::inspect(judge);
+            way.through(from_agent, from_server)
+        }
+        Spoken::Known(Protocol::Redis) => {
+            let (from_agent, from_server) = redis::inspect(judge);
+            way.through(from_agent, from_server)
+        }
+        Spoken::Known(Protocol::Http) => {
+            // It translates as well what the rewriting that it replaces does.
+            let ports = (path == Path::Verified).then(|| Ports {
+                agent: plan.destination.port(),
+                server: session
+                    .record
+                    .upstream_port
+                    .unwrap_or(plan.destination.port()),
+            });
+            let (from_agent, from_server) = http::inspect(ports, judge);
+            Way::plain(way.upstream).through(from_agent, from_server)
         }
         _ => return (way, None),
     };

@@ -261,6 +261,12 @@ impl Direction {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_write_kept(cx, writer))?;
+            if self.state == State::Open {
+                self.kept = self.filter.speak();
+                if !self.kept.is_empty() {
+                    continue;
+                }
+            }
             match self.state {
                 State::Open => match self.poll_carry(cx, reader, writer) {
                     Err(end) if end.is_truncation() => self.state = State::Cut,

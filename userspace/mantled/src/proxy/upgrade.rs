@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use mantled_record::{Path, TlsFacts};
 use mantled_redirect::Peer;
+use mantled_wire::Rewrite;
 use rustls::pki_types::ServerName;
 
 use super::{
@@ -57,7 +58,24 @@ pub struct Way {
 }
 
 impl Way {
-    fn plain(upstream: Upstream) -> Self {
+    /// The same through an inspector: it sees what the agent sends before anything else changes that,
+    /// and what the server sends after.
+    #[must_use]
+    pub(super) fn through(
+        self,
+        from_agent: impl Rewrite + 'static,
+        from_server: impl Rewrite + 'static,
+    ) -> Self {
+        Self {
+            upstream: self.upstream,
+            from_agent: Filter::Rewrite(Box::new(from_agent)).then(self.from_agent),
+            from_server: self
+                .from_server
+                .then(Filter::Rewrite(Box::new(from_server))),
+        }
+    }
+
+    pub(super) fn plain(upstream: Upstream) -> Self {
         Self {
             upstream,
             from_agent: Filter::None,

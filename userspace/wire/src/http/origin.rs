@@ -71,6 +71,11 @@ impl Host {
         Self::parse(rest.get(..end.unwrap_or(rest.len()))?)
     }
 
+    /// The name in lower case; bytes that no name has are replaced.
+    pub(super) fn lower_case(&self) -> String {
+        String::from_utf8_lossy(&self.name).to_ascii_lowercase()
+    }
+
     fn is(&self, name: &[u8]) -> bool {
         self.name.eq_ignore_ascii_case(name)
     }

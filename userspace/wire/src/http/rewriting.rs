@@ -34,15 +34,27 @@ use std::{
 };
 
 use super::{
-    Begins, begins_with,
+    Asks, Begins, begins_with,
     body::{Body, Framing},
+    forbidden,
     head::{Field, Section, after, fault, is_token, start_and_fields, trimmed},
     origin::{self, Host, Ports},
 };
-use crate::{Next, Rewrite, RewriteError};
+use crate::{
+    Next, Rewrite, RewriteError,
+    command::{Command, Judge, Verdict},
+};
 
 /// Most requests that wait for their answers. Clients that pipeline have a few dozen.
 const MAX_PENDING: usize = 1024;
+
+/// Fields by which a request asks for another method than its line does. No standard has them; many
+/// frameworks do.
+const METHOD_OVERRIDES: [&str; 3] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+];
 
 /// What is known of a stream before its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +70,21 @@ pub enum Expected {
 ///
 /// Each holds at most one header section of 64 KiB, and together at most 1024 requests' hosts.
 pub fn rewriting(expected: Expected, ports: Ports) -> (Requests, Responses) {
+    directions(expected, Some(ports), None)
+}
+
+/// The same for a session whose requests are put to a judge. One that is refused does not reach the
+/// server, and is answered in its turn with 403. Without ports nothing is translated, for the server
+/// speaks in clear as well.
+pub fn inspect(ports: Option<Ports>, judge: Box<dyn Judge>) -> (Requests, Responses) {
+    directions(Expected::Http, ports, Some(judge))
+}
+
+fn directions(
+    expected: Expected,
+    ports: Option<Ports>,
+    judge: Option<Box<dyn Judge>>,
+) -> (Requests, Responses) {
     let exchange = Arc::new(Mutex::new(Exchange {
         ports,
         mode: match expected {
@@ -75,6 +102,7 @@ pub fn rewriting(expected: Expected, ports: Ports) -> (Requests, Responses) {
     (
         Requests {
             exchange: Arc::clone(&exchange),
+            judge,
             state,
             carried: 0,
         },
@@ -89,7 +117,8 @@ pub fn rewriting(expected: Expected, ports: Ports) -> (Requests, Responses) {
 /// What both directions know.
 #[derive(Debug)]
 struct Exchange {
-    ports: Ports,
+    /// None: nothing is translated.
+    ports: Option<Ports>,
     mode: Mode,
     /// Requests without their final answer, oldest first; at most [`MAX_PENDING`].
     pending: VecDeque<Asked>,
@@ -117,6 +146,8 @@ struct Asked {
     /// Another protocol may follow.
     upgrade: bool,
     host: Option<Arc<Host>>,
+    /// It was refused, and this is the answer.
+    refused: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +168,22 @@ impl Exchange {
     }
 }
 
+impl Exchange {
+    /// Appends the answer to the oldest request, if that was refused.
+    fn answer(&mut self, out: &mut Vec<u8>) -> bool {
+        let refused = self
+            .pending
+            .front_mut()
+            .and_then(|asked| asked.refused.take());
+        let Some(words) = refused else {
+            return false;
+        };
+        out.extend_from_slice(&words);
+        self.pending.pop_front();
+        true
+    }
+}
+
 fn lock(exchange: &Mutex<Exchange>) -> MutexGuard<'_, Exchange> {
     exchange.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -147,6 +194,7 @@ fn lock(exchange: &Mutex<Exchange>) -> MutexGuard<'_, Exchange> {
 #[derive(Debug)]
 pub struct Requests {
     exchange: Arc<Mutex<Exchange>>,
+    judge: Option<Box<dyn Judge>>,
     state: RequestState,
     /// So much of the head that is being read was carried when nobody knew yet what it is. A
     /// request line is not changed, so the rest of the head can follow.
@@ -160,6 +208,8 @@ enum RequestState {
     Undecided(Vec<u8>),
     Head(Section),
     Body(Body),
+    /// The body of a request that was refused.
+    Refused(Body),
     Failed(RewriteError),
 }
 
@@ -201,20 +251,28 @@ impl Requests {
                         Some(section) if section == b"\r\n" => {}
                         Some(section) => {
                             let mut head = Vec::with_capacity(section.len() + 16);
-                            let body = request(&section, &mut exchange, &mut head)?;
+                            let judge = self.judge.as_deref_mut();
+                            let body = request(&section, &mut exchange, judge, &mut head)?;
                             let carried = std::mem::take(&mut self.carried);
                             out.extend_from_slice(head.get(carried..).unwrap_or_default());
                             exchange.between_requests = matches!(body, Body::Ended);
-                            self.state = RequestState::Body(body);
+                            self.state = if head.is_empty() {
+                                RequestState::Refused(body)
+                            } else {
+                                RequestState::Body(body)
+                            };
                         }
                     }
                 }
-                RequestState::Body(Body::Ended) => {
+                RequestState::Body(Body::Ended) | RequestState::Refused(Body::Ended) => {
                     exchange.between_requests = true;
                     self.state = RequestState::Head(Section::default());
                 }
-                RequestState::Body(_) if rest.is_empty() => return Ok(Next::Continue),
+                RequestState::Body(_) | RequestState::Refused(_) if rest.is_empty() => {
+                    return Ok(Next::Continue);
+                }
                 RequestState::Body(body) => body.carry(&mut rest, out)?,
+                RequestState::Refused(body) => body.carry(&mut rest, &mut Vec::new())?,
                 RequestState::Failed(error) => return Err(error.clone()),
             }
         }
@@ -241,10 +299,12 @@ impl Rewrite for Requests {
     }
 }
 
-/// Appends a request's head as the server is to see it, and says what body follows.
+/// Appends a request's head as the server is to see it, and says what body follows. Nothing is
+/// appended where the judge refuses it.
 fn request(
     section: &[u8],
     exchange: &mut Exchange,
+    judge: Option<&mut (dyn Judge + 'static)>,
     out: &mut Vec<u8>,
 ) -> Result<Body, RewriteError> {
     let Some((start, fields)) = start_and_fields(section) else {
@@ -254,9 +314,13 @@ fn request(
     let mut framing = Framing::default();
     let mut host_field = None;
     let mut upgrade = false;
+    let mut overrides = false;
+    let mut expects = false;
     for field in fields.clone() {
         let field = field?;
         framing.note(&field)?;
+        overrides |= METHOD_OVERRIDES.iter().any(|name| field.is(name));
+        expects |= field.is("expect");
         if field.is("host") && host_field.replace(field.value).is_some() {
             return fault("two Host fields");
         }
@@ -274,11 +338,44 @@ fn request(
     if exchange.pending.len() >= MAX_PENDING {
         return fault("too many requests without an answer");
     }
+    let body = Body::new(framing, Body::Ended);
+    let refused = judge.and_then(|judge| {
+        let own = host_field.and_then(Host::parse);
+        let named = exchange.host.as_deref();
+        let host = named.map(Host::lower_case);
+        let command = Command::Request {
+            method: &String::from_utf8_lossy(line.word),
+            host: host.as_deref(),
+            target: &String::from_utf8_lossy(line.target),
+            is_more: upgrade || overrides || method == Method::Connect,
+            is_ambiguous: own.as_ref() != named,
+        };
+        match judge.judge(&command) {
+            Verdict::Carry => None,
+            Verdict::Refuse(reason) => {
+                let asks = Asks {
+                    head: method == Method::Head,
+                    close: expects,
+                    kubernetes: [&b"/api/"[..], b"/apis/"]
+                        .iter()
+                        .any(|begin| line.target.starts_with(begin)),
+                };
+                Some(forbidden(&reason, asks))
+            }
+        }
+    });
+    let is_refused = refused.is_some();
     exchange.pending.push_back(Asked {
         method,
         upgrade,
         host: exchange.host.clone(),
+        refused,
     });
+    if is_refused {
+        // Whether a body follows that was to be waited for nobody can tell (RFC 9110 §10.1.1), so it
+        // is the connection's last request.
+        return Ok(if expects { Body::UntilEnd } else { body });
+    }
 
     out.extend_from_slice(start);
     out.extend_from_slice(b"\r\n");
@@ -287,18 +384,19 @@ fn request(
         let names_itself = ["origin", "referer", "destination"]
             .iter()
             .any(|name| field.is(name));
-        let own = match &exchange.host {
-            Some(host) if names_itself => host.as_https(field.value, exchange.ports),
+        let own = match (&exchange.host, exchange.ports) {
+            (Some(host), Some(ports)) if names_itself => host.as_https(field.value, ports),
             _ => None,
         };
         append(out, &field, own);
     }
     out.extend_from_slice(b"\r\n");
-    Ok(Body::new(framing, Body::Ended))
+    Ok(body)
 }
 
 /// A request line (RFC 9112 §3).
 struct RequestLine<'a> {
+    word: &'a [u8],
     method: Method,
     target: &'a [u8],
     /// HTTP/1.0.
@@ -320,6 +418,7 @@ impl<'a> RequestLine<'a> {
             return fault("a malformed request target");
         }
         Ok(Self {
+            word: method,
             method: match method {
                 b"HEAD" => Method::Head,
                 b"CONNECT" => Method::Connect,
@@ -378,9 +477,11 @@ impl Responses {
                 return Ok(Next::Done);
             }
             match &mut self.state {
-                ResponseState::Head(_) if self.last && !rest.is_empty() => {
+                ResponseState::Head(_) if rest.is_empty() => return Ok(Next::Continue),
+                ResponseState::Head(_) if self.last => {
                     return fault("the server goes on behind its last response");
                 }
+                ResponseState::Head(section) if section.is_empty() && exchange.answer(out) => {}
                 ResponseState::Head(section) => match section.take(&mut rest)? {
                     None => return Ok(Next::Continue),
                     Some(section) => {
@@ -420,6 +521,17 @@ impl Rewrite for Responses {
         let result = self.carry(input, out);
         result.inspect_err(|error| self.state = ResponseState::Failed(error.clone()))
     }
+
+    fn speak(&mut self, out: &mut Vec<u8>) {
+        let is_between = match &self.state {
+            ResponseState::Head(section) => section.is_empty(),
+            ResponseState::Body(Body::Ended) => true,
+            _ => false,
+        };
+        if is_between && !self.last {
+            while lock(&self.exchange).answer(out) {}
+        }
+    }
 }
 
 /// Appends a response's head as the agent is to see it, and says what follows.
@@ -458,8 +570,12 @@ fn response(
     let host = asked.as_ref().and_then(|asked| asked.host.as_deref());
     for field in fields {
         let field = field?;
+        let Some(ports) = exchange.ports else {
+            out.extend_from_slice(field.line);
+            continue;
+        };
         if !(field.is("strict-transport-security") || field.is("alt-svc")) {
-            append(out, &field, for_agent(&field, host, exchange.ports));
+            append(out, &field, for_agent(&field, host, ports));
         }
     }
     out.extend_from_slice(b"\r\n");

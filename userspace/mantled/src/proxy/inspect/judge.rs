@@ -1,4 +1,4 @@
-//! From a command to the facts that policies look at, and back to a verdict.
+//! From a command to the questions that policies are asked, and back to a verdict.
 
 use std::{
     collections::HashMap,
@@ -6,50 +6,43 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mantled_policy::{Command as Asked, Sql, SqlClass};
 use mantled_record::SessionRecord;
-use mantled_sql::{Action, Dialect, Statement};
+use mantled_sql::{Dialect, Statement};
 use mantled_wire::command::{Command, Verdict};
 use tokio::sync::watch;
 
 use super::Notes;
 use crate::{
-    policy::{Case, Rules, denial},
+    policy::{Case, Login, Question, Rules, denial},
     proxy::Terms,
 };
 
-/// How long a decision holds for the same facts: policies may look at the time.
+/// How long an answer holds for the same question: policies may look at the time.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Most decisions that are remembered.
+/// Most answers that are remembered.
 const REMEMBERED: usize = 256;
 
 /// Most prepared statements that are remembered. What a further one does cannot be told when it is
 /// executed.
 const PREPARED: usize = 1024;
 
-/// What the commands are written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Language {
-    /// PostgreSQL's SQL.
-    Postgresql,
-}
+/// Most statements that one name may stand for, as far as anybody can tell.
+const READINGS: usize = 16;
 
 /// Of one session.
 #[derive(Debug)]
 pub(super) struct Judge {
     terms: watch::Receiver<Terms>,
-    /// The rules that `decided` is of.
+    /// The rules that `answers` are of.
     rules: Arc<Rules>,
     case: Case,
-    language: Language,
-    user: Option<String>,
-    database: Option<String>,
+    login: Login,
     /// Nothing is refused; the record tells what would have been.
     observes: bool,
     notes: Notes,
-    /// By the statement without its shape: why it is refused, and since when that is known.
-    decided: HashMap<Statement, (Instant, Option<String>)>,
+    /// Why not, and since when that is known.
+    answers: HashMap<Question, (Instant, Option<String>)>,
     /// By name; more than one where it is not certain which one the server has kept.
     prepared: HashMap<Vec<u8>, Vec<Arc<[Statement]>>>,
 }
@@ -58,7 +51,6 @@ impl Judge {
     pub(super) fn new(
         terms: watch::Receiver<Terms>,
         case: Case,
-        language: Language,
         record: &SessionRecord,
         observes: bool,
         notes: Notes,
@@ -68,95 +60,87 @@ impl Judge {
             terms,
             rules,
             case,
-            language,
-            user: record.db_user.clone(),
-            database: record.db_namespace.clone(),
+            login: Login {
+                user: record.db_user.clone(),
+                database: record.db_namespace.clone(),
+            },
             observes,
             notes,
-            decided: HashMap::new(),
+            answers: HashMap::new(),
             prepared: HashMap::new(),
         }
     }
 
-    fn dialect(&self, plain_strings: Option<bool>) -> Dialect {
-        match self.language {
-            Language::Postgresql => Dialect::Postgresql {
-                standard_strings: plain_strings,
-            },
+    /// Must all be answered with yes. `shape` is what the record may tell of the command.
+    fn verdict(&mut self, questions: Vec<Question>, shape: &str) -> Verdict {
+        self.notes.command();
+        let refusal = questions
+            .into_iter()
+            .find_map(|question| self.ask(question));
+        let Some(reason) = refusal else {
+            return Verdict::Carry;
+        };
+        self.notes.refused(shape, &reason);
+        if self.observes {
+            Verdict::Carry
+        } else {
+            Verdict::Refuse(reason)
         }
     }
 
-    /// May all of these be carried?
+    /// Why not; None: it may.
+    fn ask(&mut self, question: Question) -> Option<String> {
+        let rules = Arc::clone(&self.terms.borrow().rules);
+        if !Arc::ptr_eq(&rules, &self.rules) {
+            self.rules = rules;
+            self.answers.clear();
+        }
+        if let Some((since, answer)) = self.answers.get(&question)
+            && since.elapsed() < FRESH
+        {
+            return answer.clone();
+        }
+        let asked = question.asked(&self.login);
+        let answer = self
+            .rules
+            .decide_command(&self.case, asked, None)
+            .and_then(|decision| {
+                self.notes.decided(&decision.policies);
+                let words = || format!("{}: {}", question.words(), denial(&decision).text);
+                (!decision.allowed).then(words)
+            });
+        if self.answers.len() >= REMEMBERED {
+            self.answers.clear();
+        }
+        self.answers
+            .insert(question, (Instant::now(), answer.clone()));
+        answer
+    }
+
+    // ---- SQL
+
     fn statements(&mut self, statements: &[Statement]) -> Verdict {
         for statement in statements {
-            self.notes.command();
-            let refusal = self.refusal(statement).or_else(|| {
-                // What it executes was judged when it was prepared; by other policies, perhaps.
-                let executes = statement.kind == "execute" || statement.kind == "create table";
-                let name = statement.prepared.as_ref().filter(|_| executes)?;
-                let known = self.prepared.get(name.as_bytes()).cloned();
-                let known = known.unwrap_or_else(|| vec![Arc::new([Statement::unparsed()])]);
-                known
-                    .iter()
-                    .flat_map(|known| known.iter())
-                    .find_map(|known| self.refusal(known))
-            });
-            if let Some(reason) = refusal {
-                self.notes.refused(&statement.shape, &reason);
-                if !self.observes {
-                    return Verdict::Refuse(reason);
+            let mut questions = Question::of_statement(statement);
+            // What it executes was judged when it was prepared; by other policies, perhaps.
+            let executes = statement.kind == "execute" || statement.kind == "create table";
+            if let Some(name) = statement.prepared.as_ref().filter(|_| executes) {
+                for reading in self.readings(name.as_bytes()) {
+                    questions.extend(reading.iter().flat_map(Question::of_statement));
                 }
+            }
+            let verdict = self.verdict(questions, &statement.shape);
+            if verdict != Verdict::Carry {
+                return verdict;
             }
         }
         Verdict::Carry
     }
 
-    /// Why a statement may not be carried.
-    fn refusal(&mut self, statement: &Statement) -> Option<String> {
-        let rules = Arc::clone(&self.terms.borrow().rules);
-        if !Arc::ptr_eq(&rules, &self.rules) {
-            self.rules = rules;
-            self.decided.clear();
-        }
-        let mut key = statement.clone();
-        key.shape = String::new();
-        if let Some((since, refusal)) = self.decided.get(&key)
-            && since.elapsed() < FRESH
-        {
-            return refusal.clone();
-        }
-        let refusal = statement
-            .actions
-            .iter()
-            .find_map(|action| self.judged(statement, *action));
-        if self.decided.len() >= REMEMBERED {
-            self.decided.clear();
-        }
-        self.decided.insert(key, (Instant::now(), refusal.clone()));
-        refusal
-    }
-
-    fn judged(&self, statement: &Statement, action: Action) -> Option<String> {
-        let asked = Asked::Sql(Sql {
-            class: class(action),
-            user: self.user.as_deref(),
-            database: self.database.as_deref(),
-            kind: &statement.kind,
-            tables: &statement.tables,
-            schemas: &statement.schemas,
-            functions: &statement.functions,
-            unbounded: statement.unbounded,
-        });
-        let decision = self.rules.decide_command(&self.case, asked, None)?;
-        self.notes.decided(&decision.policies);
-        (!decision.allowed).then(|| {
-            format!(
-                "{} is sql.{}: {}",
-                statement.kind,
-                action.name(),
-                denial(&decision).text
-            )
-        })
+    /// What a name may stand for.
+    fn readings(&self, name: &[u8]) -> Vec<Arc<[Statement]>> {
+        let unknown = || vec![Arc::from([Statement::unparsed()])];
+        self.prepared.get(name).cloned().unwrap_or_else(unknown)
     }
 
     /// A name now stands for these statements.
@@ -165,34 +149,26 @@ impl Judge {
         if !is_known && self.prepared.len() >= PREPARED {
             return;
         }
-        let known = self.prepared.entry(name.to_owned()).or_default();
-        let statements: Arc<[Statement]> = statements
-            .iter()
-            .map(|statement| Statement {
-                shape: String::new(),
-                ..statement.clone()
-            })
-            .collect();
+        let readings = self.prepared.entry(name.to_owned()).or_default();
         if name.is_empty() {
-            known.clear();
+            readings.clear();
         }
-        if !known.contains(&statements) {
-            known.push(statements);
-        }
-        if known.len() > 16 {
-            *known = vec![Arc::new([Statement::unparsed()])];
+        if readings.len() >= READINGS {
+            *readings = vec![Arc::from([Statement::unparsed()])];
+        } else if !readings.iter().any(|known| **known == *statements) {
+            readings.push(Arc::from(statements));
         }
     }
-}
 
-/// Which action of the schema it is.
-pub(crate) fn class(action: Action) -> SqlClass {
-    match action {
-        Action::Read => SqlClass::Read,
-        Action::Write => SqlClass::Write,
-        Action::Ddl => SqlClass::Ddl,
-        Action::Admin => SqlClass::Admin,
-        Action::Unparsed => SqlClass::Unparsed,
+    fn prepared(&mut self, name: &[u8]) -> Verdict {
+        let readings = self.readings(name);
+        let verdicts = readings
+            .iter()
+            .map(|statements| self.statements(statements));
+        verdicts
+            .into_iter()
+            .find(|verdict| *verdict != Verdict::Carry)
+            .unwrap_or(Verdict::Carry)
     }
 }
 
@@ -204,8 +180,11 @@ impl mantled_wire::command::Judge for Judge {
                 plain_strings,
                 name,
             } => {
+                let dialect = Dialect::Postgresql {
+                    standard_strings: *plain_strings,
+                };
                 let statements = match text {
-                    Some(text) => mantled_sql::read(text, self.dialect(*plain_strings)),
+                    Some(text) => mantled_sql::read(text, dialect),
                     None => vec![Statement::unparsed()],
                 };
                 let verdict = self.statements(&statements);
@@ -220,23 +199,30 @@ impl mantled_wire::command::Judge for Judge {
                 }
                 verdict
             }
-            Command::Prepared { name } => {
-                let known = match self.prepared.get(*name) {
-                    Some(known) => known.clone(),
-                    None => vec![Arc::new([Statement::unparsed()]) as Arc<[Statement]>],
-                };
-                known
-                    .iter()
-                    .map(|statements| self.statements(statements))
-                    .find(|verdict| *verdict != Verdict::Carry)
-                    .unwrap_or(Verdict::Carry)
-            }
+            Command::Prepared { name } => self.prepared(name),
             Command::Closed { name } => {
                 self.prepared.remove(*name);
                 Verdict::Carry
             }
-            Command::FunctionCall | Command::Request { .. } | Command::Redis(_) => {
-                self.statements(&[Statement::unparsed()])
+            Command::FunctionCall => self.statements(&[Statement::unparsed()]),
+            Command::Request {
+                method,
+                host,
+                target,
+                is_more,
+                is_ambiguous,
+            } => {
+                let questions =
+                    Question::of_request(method, *host, target, *is_more, *is_ambiguous);
+                // What stands behind the question mark may be confidential.
+                let path = target.split('?').next().unwrap_or_default();
+                self.verdict(questions, &format!("{method} {path}"))
+            }
+            Command::Redis { arguments, whole } => {
+                let question = Question::of_redis(arguments, *whole);
+                let name = question.words();
+                let shape = name.split(" is ").next().unwrap_or_default();
+                self.verdict(vec![question], shape)
             }
         }
     }
