@@ -616,3 +616,40 @@ fn ten_thousand_random_statements_give_what_they_give_directly() -> Result<()> {
     assert!(refused > 500 && same > 5000, "{refused} {same}");
     Ok(())
 }
+
+#[test]
+fn mysql_refuses_in_its_own_words_and_goes_on() -> Result<()> {
+    let lab = lab!();
+    let leaf = lab.authority.leaf(&["10.99.0.2"])?;
+    let _server = Program::mariadb(&lab, &leaf)?;
+    let mut made = lab.host.command("mariadb");
+    made.args(["--host=10.99.0.2", "--user=alice", "--ssl", "shop", "-e"])
+        .arg("create table t (a int); create table salaries (a int)")
+        .env("MYSQL_PWD", PASSWORD);
+    succeed(&mut made)?;
+    let group = Group::new()?;
+    permit(&lab, READS)?;
+    let daemon = Daemon::start(&lab, &group, "enforce", POLICY)?;
+    let said = python(&lab, &group, "pymysql_commands.py", &["10.99.0.2"])?;
+    assert_eq!(
+        said,
+        "simple: 1
+refused: 1227 refused by mantled: delete is sql.write: no policy permits it
+goes on: 3
+several: 1227
+transaction: 1 row before the refusal and 1 behind it
+prepared: 7, refused 1227
+a string with escapes: it's \\\\ 5
+another database: None
+kill: 1227
+change user: 1227
+sql_mode: 1227
+long: 1227
+end: 1
+"
+    );
+    let record = &daemon.settled_records(1)?[0];
+    assert_eq!(record["mantled.path"], "verified", "{record:#}");
+    assert_eq!(record["network.protocol.name"], "mysql");
+    Ok(())
+}

@@ -21,7 +21,10 @@ use rustls::pki_types::ServerName;
 
 pub use command::{Login, Question};
 
-use crate::error::{Cause, Failure};
+use crate::{
+    config::Protocol,
+    error::{Cause, Failure},
+};
 
 /// The policies of this host.
 #[derive(Debug, Default)]
@@ -47,6 +50,8 @@ pub struct Case {
 pub struct Way {
     /// The protocol, as records have it.
     pub protocol: Option<String>,
+    /// A route says so; else an agent can pretend.
+    pub is_named: bool,
     /// "verified", "native" or "exposed".
     pub path: String,
     /// None: it is in clear.
@@ -161,11 +166,17 @@ impl Case {
         }
     }
 
-    /// The same when the way out is there.
+    /// The same when the way out is there. `named`: the protocol that a route names.
     #[must_use]
-    pub fn opened(mut self, record: &SessionRecord, path: mantled_record::Path) -> Self {
+    pub fn opened(
+        mut self,
+        record: &SessionRecord,
+        path: mantled_record::Path,
+        named: Option<Protocol>,
+    ) -> Self {
         self.opened = Some(Way {
             protocol: record.protocol.map(str::to_owned),
+            is_named: named.is_some_and(|named| record.protocol == Some(named.name())),
             path: path.name().to_owned(),
             tls: (path != mantled_record::Path::Exposed).then(|| record.tls.clone()),
         });

@@ -32,8 +32,9 @@ pub enum Command<'a> {
         /// Its name.
         name: &'a [u8],
     },
-    /// A function is called by a number (PostgreSQL's FunctionCall), which nobody here can name.
-    FunctionCall,
+    /// One whose effect nobody here can tell: a function that is called by its number (PostgreSQL's
+    /// FunctionCall), a command that is not known.
+    Unknown,
     /// A request of HTTP/1.
     Request {
         /// The method.

@@ -23,6 +23,7 @@ mod authentication;
 mod goodbye;
 mod greeting;
 mod response;
+mod session;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use authentication::{Authentication, AuthenticationError, Reply, ToAgent};
 pub use goodbye::{Goodbye, LastWords};
 pub use greeting::{FirstWords, Greeting, ServerError};
 pub use response::{Answer, HandshakeResponse};
+pub use session::{FromAgent, FromServer, inspect};
 
 use zeroize::Zeroizing;
 
@@ -68,6 +70,8 @@ mod capability {
     pub(super) const PLUGIN_AUTH: u32 = 1 << 19;
     pub(super) const PLUGIN_AUTH_LENENC_CLIENT_DATA: u32 = 1 << 21;
     pub(super) const ZSTD_COMPRESSION: u32 = 1 << 26;
+    pub(super) const QUERY_ATTRIBUTES: u32 = 1 << 27;
+    pub(super) const ILLEGIBLE: u32 = COMPRESS | ZSTD_COMPRESSION | QUERY_ATTRIBUTES;
     pub(super) const MULTI_FACTOR_AUTHENTICATION: u32 = 1 << 28;
 }
 

@@ -43,6 +43,11 @@ pub trait Rewrite: Send + std::fmt::Debug {
     /// to what the other direction has refused.
     fn speak(&mut self, _out: &mut Vec<u8>) {}
 
+    /// Was what this direction has said of its own accord the last of it?
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// Has the protocol itself said that nothing more comes? Such a stream may end without TLS'
     /// own goodbye, which many servers leave out then.
     fn has_ended(&self) -> bool {

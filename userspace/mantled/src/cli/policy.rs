@@ -194,6 +194,7 @@ fn cases(record: &Value) -> Option<(Case, Option<Case>)> {
     let open = text("mantled.path").map(|path| Case {
         opened: Some(Way {
             protocol: text("network.protocol.name"),
+            is_named: true,
             tls: (path != "exposed").then(|| TlsFacts {
                 version: text("tls.protocol.version"),
                 cipher: text("tls.cipher"),

@@ -48,8 +48,24 @@ pub struct Login {
 }
 
 impl Question {
-    /// Those about a statement.
-    pub fn of_statement(statement: &Statement) -> Vec<Self> {
+    /// Those about a statement. `prepared` tells what the name of a prepared statement may stand for,
+    /// which is asked about as well where it is executed: other policies, perhaps, have judged it when
+    /// it was prepared.
+    pub fn of_statement(
+        statement: &Statement,
+        prepared: impl Fn(&str) -> Vec<Arc<[Statement]>>,
+    ) -> Vec<Self> {
+        let mut questions = Self::of_one(statement);
+        let executed = statement.prepared.as_deref();
+        if let Some(name) = executed.filter(|_| statement.kind != "prepare") {
+            let readings = prepared(name);
+            let known = readings.iter().flat_map(|reading| reading.iter());
+            questions.extend(known.flat_map(Self::of_one));
+        }
+        questions
+    }
+
+    fn of_one(statement: &Statement) -> Vec<Self> {
         let told = Arc::new(Statement {
             shape: String::new(),
             ..statement.clone()

@@ -36,6 +36,8 @@ pub struct Agent {
     pub parting: Option<Vec<u8>>,
     /// It has sent a ClientHello: until a handshake comes about it understands alerts alone.
     pub expects_tls: bool,
+    /// MySQL: the SQL mode that its session begins with has `NO_BACKSLASH_ESCAPES`.
+    pub no_backslash_escapes: bool,
     finished: bool,
 }
 
@@ -56,6 +58,7 @@ impl Agent {
             head: Vec::new(),
             parting: None,
             expects_tls: false,
+            no_backslash_escapes: false,
             finished: false,
         }
     }

@@ -144,6 +144,15 @@ impl Filter {
         words
     }
 
+    /// Was that the last of it?
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Rewrite(rewrite) => rewrite.is_over(),
+            Self::Both(both) => both.0.is_over() || both.1.is_over(),
+            _ => false,
+        }
+    }
+
     /// Has the protocol itself said that nothing more comes?
     pub fn has_ended(&self) -> bool {
         match self {

@@ -12,16 +12,16 @@ use mantled_record::Path;
 use mantled_redirect::{Peer, abi};
 use mantled_wire::{
     http::{self, Ports},
-    postgres, redis,
+    mysql, postgres, redis,
 };
 
-use super::{Context, ledger::Session, plan::Plan, spoken::Spoken, upgrade::Way};
+use super::{Context, agent::Agent, ledger::Session, plan::Plan, spoken::Spoken, upgrade::Way};
 use crate::{
     config::Protocol,
     error::{Cause, Failure},
     policy::{Case, Rules},
 };
-use judge::Judge;
+use judge::{Judge, Language};
 
 pub(super) use notes::Notes;
 
@@ -36,10 +36,24 @@ fn family(protocol: Option<&str>) -> Option<Family> {
 }
 
 /// Protocols whose commands can be read.
-const READ: &[&str] = &["postgresql", "http", "redis"];
+const READ: &[&str] = &["postgresql", "mysql", "http", "redis"];
 
-/// Can everything that has to be permitted in this session be read? Of a protocol that is known, and
-/// of another family than those that policies judge, nothing has to.
+/// Protocols that the server has shown to speak when they are recognised. Of others only the agent's
+/// own words tell, and whoever wants to get around an inspector begins like somebody else.
+const SHOWN: &[&str] = &[
+    "ftp",
+    "imap",
+    "lmtp",
+    "managesieve",
+    "mysql",
+    "nats",
+    "nntp",
+    "pop3",
+    "smtp",
+    "ssh",
+];
+
+/// Can everything that has to be permitted in this session be read?
 pub(super) fn is_legible(rules: &Rules, case: &Case) -> Result<(), Failure> {
     let Some(way) = case.opened.as_ref() else {
         return Ok(());
@@ -50,16 +64,19 @@ pub(super) fn is_legible(rules: &Rules, case: &Case) -> Result<(), Failure> {
     }
     let protocol = way.protocol.as_deref();
     let is_native = way.path == Path::Native.name();
+    let is_judged = family(protocol).is_some_and(|family| families.contains(&family));
     let why = match protocol {
         _ if is_native && protocol != Some("ssh") => "the agent speaks TLS of its own",
         Some("tls") => "the agent speaks TLS of its own",
         None => "its protocol is not known; a route with protocol tells which it is",
-        Some(known) => match family(protocol) {
-            Some(family) if families.contains(&family) && !READ.contains(&known) => {
-                "mantled cannot read the commands of its protocol"
-            }
-            _ => return Ok(()),
-        },
+        Some(protocol) if is_judged && READ.contains(&protocol) => return Ok(()),
+        Some(_) if is_judged => "mantled cannot read the commands of its protocol",
+        // Nothing of it is for policies to judge.
+        Some(protocol) if way.is_named || SHOWN.contains(&protocol) => return Ok(()),
+        Some(_) => {
+            "it is the agent alone that says it speaks another protocol; a route with protocol \
+             confirms that, or policies that name the services whose commands they judge"
+        }
     };
     let names: Vec<&str> = families.iter().map(|family| family.name()).collect();
     Err(Failure::new(
@@ -78,14 +95,18 @@ pub(super) fn inspected(
     peer: &Peer,
     plan: &Plan,
     session: &Session,
+    agent: &Agent,
     spoken: Spoken,
     way: Way,
 ) -> (Way, Option<Notes>) {
     let Some(path) = session.record.path else {
         return (way, None);
     };
-    let case =
-        Case::of(&session.record, plan.destination, &plan.name).opened(&session.record, path);
+    let case = Case::of(&session.record, plan.destination, &plan.name).opened(
+        &session.record,
+        path,
+        plan.protocol,
+    );
     let families = context.rules.families(&case);
     if !family(session.record.protocol).is_some_and(|family| families.contains(&family)) {
         return (way, None);
@@ -97,10 +118,18 @@ pub(super) fn inspected(
         &session.record,
         peer.flow.mode == abi::MODE_OBSERVE,
         notes.clone(),
+        match spoken {
+            Spoken::Known(Protocol::Mysql) => Language::Mysql,
+            _ => Language::Postgresql,
+        },
     ));
     let way = match spoken {
         Spoken::Known(Protocol::Postgresql) => {
             let (from_agent, from_server) = postgres::inspect(judge);
+            way.through(from_agent, from_server)
+        }
+        Spoken::Known(Protocol::Mysql) => {
+            let (from_agent, from_server) = mysql::inspect(judge, agent.no_backslash_escapes);
             way.through(from_agent, from_server)
         }
         Spoken::Known(Protocol::Redis) => {

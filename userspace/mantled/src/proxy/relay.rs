@@ -266,6 +266,9 @@ impl Direction {
                 if !self.kept.is_empty() {
                     continue;
                 }
+                if self.filter.is_over() {
+                    self.state = State::Closing;
+                }
             }
             match self.state {
                 State::Open => match self.poll_carry(cx, reader, writer) {

@@ -201,7 +201,7 @@ async fn walk(
         revocation: &revocation,
     };
     let way = upgrade.run(heard, dialling).await?;
-    let (way, notes) = inspected(context, peer, &plan, session, heard, way);
+    let (way, notes) = inspected(context, peer, &plan, session, agent, heard, way);
     let received = session.record.received;
     let result = carry(session, agent, way, revocation).await;
     if let Some(notes) = notes {

@@ -282,7 +282,7 @@ impl Upgrade<'_> {
         // What its control connection may, it may.
         if self.plan.data_of.is_none() {
             let case = Case::of(&self.session.record, self.plan.destination, &self.plan.name);
-            let case = case.opened(&self.session.record, path);
+            let case = case.opened(&self.session.record, path, self.plan.protocol);
             permit(self.context, self.peer, self.session, &case)?;
             if !self.plan.lenient {
                 self.revocation.permitted(case);

@@ -94,6 +94,7 @@ fn directions(
         pending: VecDeque::new(),
         host: None,
         between_requests: true,
+        is_over: false,
     }));
     let state = match expected {
         Expected::Http => RequestState::Head(Section::default()),
@@ -126,6 +127,8 @@ struct Exchange {
     host: Option<Arc<Host>>,
     /// The agent's stream is between two requests, and nothing of the next one has come.
     between_requests: bool,
+    /// The last answer was the proxy's, and has been given.
+    is_over: bool,
 }
 
 /// What is spoken.
@@ -146,8 +149,15 @@ struct Asked {
     /// Another protocol may follow.
     upgrade: bool,
     host: Option<Arc<Host>>,
-    /// It was refused, and this is the answer.
-    refused: Option<Vec<u8>>,
+    refused: Option<Refused>,
+}
+
+/// What becomes of a request that was refused.
+#[derive(Clone, Debug)]
+struct Refused {
+    answer: Vec<u8>,
+    /// The connection ends behind it.
+    is_last: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,10 +185,11 @@ impl Exchange {
             .pending
             .front_mut()
             .and_then(|asked| asked.refused.take());
-        let Some(words) = refused else {
+        let Some(refused) = refused else {
             return false;
         };
-        out.extend_from_slice(&words);
+        out.extend_from_slice(&refused.answer);
+        self.is_over = refused.is_last;
         self.pending.pop_front();
         true
     }
@@ -315,12 +326,13 @@ fn request(
     let mut host_field = None;
     let mut upgrade = false;
     let mut overrides = false;
-    let mut expects = false;
+    // Whether a body follows that was to be waited for nobody can tell (RFC 9110 §10.1.1).
+    let mut is_last = line.is_old;
     for field in fields.clone() {
         let field = field?;
         framing.note(&field)?;
         overrides |= METHOD_OVERRIDES.iter().any(|name| field.is(name));
-        expects |= field.is("expect");
+        is_last |= field.is("expect") || (field.is("connection") && says_close(field.value));
         if field.is("host") && host_field.replace(field.value).is_some() {
             return fault("two Host fields");
         }
@@ -339,7 +351,7 @@ fn request(
         return fault("too many requests without an answer");
     }
     let body = Body::new(framing, Body::Ended);
-    let refused = judge.and_then(|judge| {
+    let refused: Option<Refused> = judge.and_then(|judge| {
         let own = host_field.and_then(Host::parse);
         let named = exchange.host.as_deref();
         let host = named.map(Host::lower_case);
@@ -355,12 +367,15 @@ fn request(
             Verdict::Refuse(reason) => {
                 let asks = Asks {
                     head: method == Method::Head,
-                    close: expects,
+                    close: is_last,
                     kubernetes: [&b"/api/"[..], b"/apis/"]
                         .iter()
                         .any(|begin| line.target.starts_with(begin)),
                 };
-                Some(forbidden(&reason, asks))
+                Some(Refused {
+                    answer: forbidden(&reason, asks),
+                    is_last,
+                })
             }
         }
     });
@@ -372,9 +387,7 @@ fn request(
         refused,
     });
     if is_refused {
-        // Whether a body follows that was to be waited for nobody can tell (RFC 9110 §10.1.1), so it
-        // is the connection's last request.
-        return Ok(if expects { Body::UntilEnd } else { body });
+        return Ok(if is_last { Body::UntilEnd } else { body });
     }
 
     out.extend_from_slice(start);
@@ -428,6 +441,13 @@ impl<'a> RequestLine<'a> {
             is_old: is_old(version)?,
         })
     }
+}
+
+/// Does a Connection field say that this message is the last (RFC 9112 §9.6)?
+fn says_close(value: &[u8]) -> bool {
+    value
+        .split(|byte| *byte == b',')
+        .any(|option| trimmed(option).eq_ignore_ascii_case(b"close"))
 }
 
 /// Is it HTTP/1.0, and not a later HTTP/1?
@@ -520,6 +540,10 @@ impl Rewrite for Responses {
     fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError> {
         let result = self.carry(input, out);
         result.inspect_err(|error| self.state = ResponseState::Failed(error.clone()))
+    }
+
+    fn is_over(&self) -> bool {
+        lock(&self.exchange).is_over
     }
 
     fn speak(&mut self, out: &mut Vec<u8>) {

@@ -133,6 +133,28 @@ impl Greeting {
         self.capabilities
     }
 
+    /// The SQL mode that the session begins with has `NO_BACKSLASH_ESCAPES`
+    /// (SERVER_STATUS_NO_BACKSLASH_ESCAPES).
+    pub fn no_backslash_escapes(&self) -> bool {
+        // Behind the lower capabilities and the character set.
+        let status = self.capabilities_at + 3;
+        matches!(self.payload.get(status..status + 2), Some([_, high]) if high & 0x02 != 0)
+    }
+
+    /// The same without what would hide commands: compression, and attributes before them.
+    #[must_use]
+    pub fn legible(mut self) -> Self {
+        self.capabilities &= !capability::ILLEGIBLE;
+        let [a, b, c, d] = self.capabilities.to_le_bytes();
+        for (at, bytes) in [(0, [a, b]), (5, [c, d])] {
+            let at = self.capabilities_at + at;
+            if let Some(flags) = self.payload.get_mut(at..at + 2) {
+                flags.copy_from_slice(&bytes);
+            }
+        }
+        self
+    }
+
     /// The nonce that authentication is bound to.
     pub(super) fn scramble(&self) -> &[u8] {
         &self.scramble

@@ -145,6 +145,11 @@ impl HandshakeResponse {
         self.capabilities & capability::MULTI_FACTOR_AUTHENTICATION != 0
     }
 
+    /// Does it ask for nothing that would hide commands? See [`super::Greeting::legible`].
+    pub fn is_legible(&self) -> bool {
+        self.capabilities & capability::ILLEGIBLE == 0
+    }
+
     /// Are packets compressed after the authentication, with a server of these capabilities?
     pub(super) fn is_compressed(&self, server: u32) -> bool {
         let methods = capability::COMPRESS | capability::ZSTD_COMPRESSION;

@@ -353,7 +353,7 @@ fn decide(
             );
         }
         b'F' => {
-            let verdict = judge.judge(&Command::FunctionCall);
+            let verdict = judge.judge(&Command::Unknown);
             // Function 0, no formats, no arguments, its result as text.
             let other = || framed(b'F', &[0; 10]);
             return decided(verdict, Owed::Query, other, &mut shared);

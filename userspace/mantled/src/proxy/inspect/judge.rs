@@ -30,9 +30,17 @@ const PREPARED: usize = 1024;
 /// Most statements that one name may stand for, as far as anybody can tell.
 const READINGS: usize = 16;
 
+/// Whose SQL statements are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Language {
+    Postgresql,
+    Mysql,
+}
+
 /// Of one session.
 #[derive(Debug)]
 pub(super) struct Judge {
+    language: Language,
     terms: watch::Receiver<Terms>,
     /// The rules that `answers` are of.
     rules: Arc<Rules>,
@@ -45,6 +53,9 @@ pub(super) struct Judge {
     answers: HashMap<Question, (Instant, Option<String>)>,
     /// By name; more than one where it is not certain which one the server has kept.
     prepared: HashMap<Vec<u8>, Vec<Arc<[Statement]>>>,
+    /// MySQL gives statements numbers that only the server's answers tell: the policies that have
+    /// judged all of them so far.
+    prepared_under: Option<Arc<Rules>>,
 }
 
 impl Judge {
@@ -54,9 +65,11 @@ impl Judge {
         record: &SessionRecord,
         observes: bool,
         notes: Notes,
+        language: Language,
     ) -> Self {
         let rules = Arc::clone(&terms.borrow().rules);
         Self {
+            language,
             terms,
             rules,
             case,
@@ -68,6 +81,7 @@ impl Judge {
             notes,
             answers: HashMap::new(),
             prepared: HashMap::new(),
+            prepared_under: None,
         }
     }
 
@@ -121,14 +135,8 @@ impl Judge {
 
     fn statements(&mut self, statements: &[Statement]) -> Verdict {
         for statement in statements {
-            let mut questions = Question::of_statement(statement);
-            // What it executes was judged when it was prepared; by other policies, perhaps.
-            let executes = statement.kind == "execute" || statement.kind == "create table";
-            if let Some(name) = statement.prepared.as_ref().filter(|_| executes) {
-                for reading in self.readings(name.as_bytes()) {
-                    questions.extend(reading.iter().flat_map(Question::of_statement));
-                }
-            }
+            let questions =
+                Question::of_statement(statement, |name| self.readings(name.as_bytes()));
             let verdict = self.verdict(questions, &statement.shape);
             if verdict != Verdict::Carry {
                 return verdict;
@@ -160,6 +168,26 @@ impl Judge {
         }
     }
 
+    /// MySQL: a statement that was permitted when it was prepared.
+    fn prepared_under(&mut self) -> Verdict {
+        self.notes.command();
+        let rules = Arc::clone(&self.terms.borrow().rules);
+        let is_judged = self
+            .prepared_under
+            .as_ref()
+            .is_some_and(|under| Arc::ptr_eq(under, &rules));
+        if is_judged {
+            return Verdict::Carry;
+        }
+        let reason = "the policies have changed since it was prepared; connect again";
+        self.notes.refused("a prepared statement", reason);
+        if self.observes {
+            Verdict::Carry
+        } else {
+            Verdict::Refuse(reason.to_owned())
+        }
+    }
+
     fn prepared(&mut self, name: &[u8]) -> Verdict {
         let readings = self.readings(name);
         let verdicts = readings
@@ -180,8 +208,13 @@ impl mantled_wire::command::Judge for Judge {
                 plain_strings,
                 name,
             } => {
-                let dialect = Dialect::Postgresql {
-                    standard_strings: *plain_strings,
+                let dialect = match self.language {
+                    Language::Postgresql => Dialect::Postgresql {
+                        standard_strings: *plain_strings,
+                    },
+                    Language::Mysql => Dialect::Mysql {
+                        no_backslash_escapes: *plain_strings,
+                    },
                 };
                 let statements = match text {
                     Some(text) => mantled_sql::read(text, dialect),
@@ -189,8 +222,13 @@ impl mantled_wire::command::Judge for Judge {
                 };
                 let verdict = self.statements(&statements);
                 if verdict == Verdict::Carry {
-                    if let Some(name) = name {
-                        self.remember(name, &statements);
+                    match (name, self.language) {
+                        (Some(name), Language::Postgresql) => self.remember(name, &statements),
+                        (Some(_), Language::Mysql) => {
+                            let rules = &self.rules;
+                            self.prepared_under.get_or_insert_with(|| Arc::clone(rules));
+                        }
+                        (None, _) => {}
                     }
                     for statement in statements.iter().filter(|known| known.kind == "prepare") {
                         let name = statement.prepared.clone().unwrap_or_default();
@@ -199,12 +237,15 @@ impl mantled_wire::command::Judge for Judge {
                 }
                 verdict
             }
-            Command::Prepared { name } => self.prepared(name),
+            Command::Prepared { name } => match self.language {
+                Language::Postgresql => self.prepared(name),
+                Language::Mysql => self.prepared_under(),
+            },
             Command::Closed { name } => {
                 self.prepared.remove(*name);
                 Verdict::Carry
             }
-            Command::FunctionCall => self.statements(&[Statement::unparsed()]),
+            Command::Unknown => self.statements(&[Statement::unparsed()]),
             Command::Request {
                 method,
                 host,

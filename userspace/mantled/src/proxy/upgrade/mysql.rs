@@ -10,6 +10,7 @@
 
 mod key;
 
+use mantled_policy::Family;
 use mantled_record::Path;
 use mantled_wire::{
     Progress,
@@ -27,6 +28,7 @@ use tokio::{
 use super::{Upgrade, Way, is_about_the_server};
 use crate::{
     error::{Cause, Failure},
+    policy::Case,
     proxy::{
         agent::Agent,
         checks::Before,
@@ -65,6 +67,11 @@ impl Upgrade<'_> {
                 self.mysql_without_tls(dialled, &greeting).await
             }
             FirstWords::Greeting(greeting) => {
+                let greeting = if self.judges_commands() {
+                    greeting.legible()
+                } else {
+                    greeting
+                };
                 let mut sequence = AFTER_RESPONSE;
                 let result = self.introduced(dialled, &greeting, &mut sequence).await;
                 if let Err(failure) = &result {
@@ -74,6 +81,13 @@ impl Upgrade<'_> {
                 result
             }
         }
+    }
+
+    /// Must the agent's commands be read?
+    fn judges_commands(&self) -> bool {
+        let case = Case::of(&self.session.record, self.plan.destination, &self.plan.name);
+        let families = self.context.rules.families(&case);
+        families.contains(&Family::Sql)
     }
 
     /// The server has no place for this client, which it says in clear, in place of its greeting.
@@ -142,6 +156,7 @@ impl Upgrade<'_> {
                     "the agent did not answer the greeting in time",
                 ))
             })?;
+        self.agent.no_backslash_escapes = greeting.no_backslash_escapes();
         let response = match answer {
             Answer::SslRequest(request) if self.plan.native => {
                 ask(&mut dialled, &request).await?;
@@ -157,6 +172,12 @@ impl Upgrade<'_> {
             }
             Answer::Response(response) => response,
         };
+        if !response.is_legible() && self.judges_commands() {
+            return Err(Failure::new(
+                Cause::AgentProtocol,
+                "the agent asks for compression or query attributes that it was not offered",
+            ));
+        }
         self.session.record.db_user = Some(response.user.clone());
         self.session
             .record
