@@ -291,14 +291,15 @@ impl FromServer {
                     out.extend_from_slice(take(left, &mut input));
                 }
                 State::Head(held) => {
-                    if !fill(held, HEADER + 1, &mut input)
-                        && header(held).is_none_or(|(length, _)| length > 0)
-                    {
+                    if !fill(held, HEADER, &mut input) {
                         return Ok(Next::Continue);
                     }
                     let Some((length, number)) = header(held) else {
                         return Ok(Next::Continue);
                     };
+                    if !fill(held, HEADER + length.min(1), &mut input) {
+                        return Ok(Next::Continue);
+                    }
                     let is_error =
                         !self.goes_on && held.get(HEADER) == Some(&ERR) && length <= MAX_ERROR;
                     if is_error {

@@ -331,14 +331,13 @@ fn decide(
             return statement(kind, (!is_long).then_some(come), &mut shared, judge);
         }
         b'B' => {
+            let beginning = body.min(MAX_NAMES);
+            if come.len() < beginning {
+                return Ok(Decision::NeedMore(HEADER + beginning));
+            }
             let mut reader = Reader(come);
-            let names = reader.cstring().zip(reader.cstring());
-            let Some((portal, name)) = names else {
-                if come.len() >= body || come.len() >= MAX_NAMES {
-                    return fault("a Bind without names");
-                }
-                let more = body.min(come.len() + 64).min(MAX_NAMES);
-                return Ok(Decision::NeedMore(HEADER + more));
+            let Some((portal, name)) = reader.cstring().zip(reader.cstring()) else {
+                return fault("a Bind without names");
             };
             let verdict = judge.judge(&Command::Prepared { name });
             let other = || {
