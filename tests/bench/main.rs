@@ -10,6 +10,7 @@
 //! itself again as `bench client` and `bench server`.
 
 mod client;
+mod commands;
 mod machine;
 mod path;
 mod process;
@@ -27,7 +28,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::{process::Cpus, report::Report, site::Site, turn::Load};
 
 const USAGE: &str = "usage: bench [--rounds N] [--quick] [--paths NAME,...] [--output DIRECTORY] \
-                     [--revision TEXT] | bench --sessions N [--paths NAME,...]";
+                     [--revision TEXT] | bench --sessions N [--paths NAME,...] | bench commands [ROUNDS]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["client", rest @ ..] => client::main(rest),
         ["server", rest @ ..] => server::main(rest),
+        ["commands"] => commands::main(5),
+        ["commands", rounds] => rounds.parse().context(USAGE).and_then(commands::main),
         options => Options::parse(options).and_then(|options| run(&options)),
     };
     match result {

@@ -24,6 +24,9 @@ pub(crate) struct Bench {
     /// Only so many idle sessions, and the memory that each of them takes
     #[arg(long, value_name = "N", conflicts_with_all = ["rounds", "quick"])]
     sessions: Option<usize>,
+    /// Only what it costs to judge the statements of PostgreSQL's clients
+    #[arg(long, conflicts_with_all = ["quick", "paths", "sessions"])]
+    commands: bool,
     /// What the results call the measured state [default: what git says]
     #[arg(long, value_name = "TEXT")]
     revision: Option<String>,
@@ -49,10 +52,12 @@ impl Bench {
         ]))?;
         let built = sh::target().join("release");
         let mut bench = sh::command(&built.join("bench").to_string_lossy());
-        bench
-            .env("MANTLED_BIN", built.join("mantled"))
-            .arg("--output")
-            .arg(sh::target().join("bench"));
+        bench.env("MANTLED_BIN", built.join("mantled"));
+        if self.commands {
+            let rounds = self.rounds.map(|rounds| rounds.to_string());
+            return sh::run(bench.arg("commands").args(rounds));
+        }
+        bench.arg("--output").arg(sh::target().join("bench"));
         let revision = self.revision.or_else(|| revision().ok());
         bench.args(revision.iter().flat_map(|text| ["--revision", text]));
         if let Some(rounds) = self.rounds {

@@ -29,7 +29,9 @@
 //!    checks its framing to the last byte. Its server is verified by a handshake of the proxy's own
 //!    ([`proxy::checks`]); where a route says so, the agent's TLS ends here instead, by the host's
 //!    authority ([`ca`]), and its server is `Verified`.
-//! 8. [`proxy::relay`] moves bytes in both directions. What observe mode alone has allowed ends when
+//! 8. [`proxy::relay`] moves bytes in both directions, where policies judge a session's commands by
+//!    way of an inspector (`proxy/inspect.rs`): `mantled-wire` finds the commands, `mantled-sql` tells
+//!    what statements do, and a refused one is answered in the protocol's own words. What observe mode alone has allowed ends when
 //!    its group is enforced, and what another configuration would plan otherwise when that is loaded
 //!    ([`proxy::revocation`]).
 //! 9. The session's guard hands one line to `mantled-record`; when it is written, the kernel's
@@ -46,8 +48,8 @@
 //! process; [`watchdog`] looks whether it does; [`tls`] is trust, rebuilt when its files change;
 //! [`survey`] looks before anything is touched; [`summary`] is a session in one line; [`helper`] does
 //! what needs more privilege, in a process of its own; [`policy`] puts sessions to the operator's
-//! policies, before they are dialled and when their way out is there; [`journal`] is the log under systemd; [`cli`] is
-//! the command line.
+//! policies, before they are dialled, when their way out is there, and for each of their commands;
+//! [`journal`] is the log under systemd; [`cli`] is the command line.
 //!
 //! What is enforced even when this process is wrong or dead: the kernel's egress program drops
 //! whatever an enforced group sends past the proxy, and connect() finds no daemon when its

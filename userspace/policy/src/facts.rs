@@ -314,7 +314,7 @@ impl Facts<'_> {
         let principal = self.workload.uids();
         let resource = self.service.uids();
         let name = self.action.name();
-        let context = self.context().map_err(|error| text(&error))?;
+        let context = self.context()?;
         let (Some(who), Some(whereto)) = (principal.first(), resource.first()) else {
             return Err("nobody asks".to_owned());
         };
@@ -344,7 +344,7 @@ impl Facts<'_> {
         })
     }
 
-    fn context(&self) -> Result<Context, cedar_policy::ContextCreationError> {
+    fn context(&self) -> Result<Context, String> {
         let fields = Fields::default()
             .with("now", RestrictedExpression::new_datetime(self.now))
             .text("transport", self.transport);
@@ -353,7 +353,7 @@ impl Facts<'_> {
             Action::Open(opened) => opened.fields(fields),
             Action::Command(opened, command) => command.fields(opened.fields(fields)),
         };
-        Context::from_pairs(fields.0)
+        Context::from_pairs(fields.0).map_err(|error| error.to_string())
     }
 }
 

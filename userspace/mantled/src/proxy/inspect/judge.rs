@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,54 @@ const PREPARED: usize = 1024;
 /// Most statements that one name may stand for, as far as anybody can tell.
 const READINGS: usize = 16;
 
+/// Most texts that are remembered, and the longest of them in bytes.
+const TEXTS: (usize, usize) = (256, 1024);
+
+/// The statements of a text, and since when they are known to be permitted.
+#[derive(Debug)]
+struct Reading {
+    statements: Vec<Statement>,
+    permitted: Mutex<Option<Permitted>>,
+}
+
+/// By these policies, at that time.
+#[derive(Clone, Debug)]
+struct Permitted {
+    rules: Arc<Rules>,
+    since: Instant,
+}
+
+impl Reading {
+    fn of(statements: Vec<Statement>) -> Arc<Self> {
+        Arc::new(Self {
+            statements,
+            permitted: Mutex::default(),
+        })
+    }
+
+    /// Have these policies permitted it just now?
+    fn is_permitted(&self, rules: &Arc<Rules>) -> bool {
+        let permitted = self
+            .permitted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        permitted.as_ref().is_some_and(|permitted| {
+            Arc::ptr_eq(&permitted.rules, rules) && permitted.since.elapsed() < FRESH
+        })
+    }
+
+    fn permit(&self, rules: &Arc<Rules>) {
+        let mut permitted = self
+            .permitted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *permitted = Some(Permitted {
+            rules: Arc::clone(rules),
+            since: Instant::now(),
+        });
+    }
+}
+
 /// Whose SQL statements are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Language {
@@ -52,7 +100,9 @@ pub(super) struct Judge {
     /// Why not, and since when that is known.
     answers: HashMap<Question, (Instant, Option<String>)>,
     /// By name; more than one where it is not certain which one the server has kept.
-    prepared: HashMap<Vec<u8>, Vec<Arc<[Statement]>>>,
+    prepared: HashMap<Vec<u8>, Vec<Arc<Reading>>>,
+    /// What was read of texts that come again and again.
+    texts: HashMap<(Vec<u8>, Option<bool>), Arc<Reading>>,
     /// MySQL gives statements numbers that only the server's answers tell: the policies that have
     /// judged all of them so far.
     prepared_under: Option<Arc<Rules>>,
@@ -81,13 +131,14 @@ impl Judge {
             notes,
             answers: HashMap::new(),
             prepared: HashMap::new(),
+            texts: HashMap::new(),
             prepared_under: None,
         }
     }
 
     /// Must all be answered with yes. `shape` is what the record may tell of the command.
     fn verdict(&mut self, questions: Vec<Question>, shape: &str) -> Verdict {
-        self.notes.command();
+        self.notes.commands(1);
         let refusal = questions
             .into_iter()
             .find_map(|question| self.ask(question));
@@ -133,26 +184,70 @@ impl Judge {
 
     // ---- SQL
 
-    fn statements(&mut self, statements: &[Statement]) -> Verdict {
-        for statement in statements {
-            let questions =
-                Question::of_statement(statement, |name| self.readings(name.as_bytes()));
+    /// What a text says.
+    fn read(&mut self, text: Option<&[u8]>, plain_strings: Option<bool>) -> Arc<Reading> {
+        let Some(text) = text else {
+            return Reading::of(vec![Statement::unparsed()]);
+        };
+        let key = (text.to_vec(), plain_strings);
+        if let Some(known) = self.texts.get(&key) {
+            return Arc::clone(known);
+        }
+        let dialect = match self.language {
+            Language::Postgresql => Dialect::Postgresql {
+                standard_strings: plain_strings,
+            },
+            Language::Mysql => Dialect::Mysql {
+                no_backslash_escapes: plain_strings,
+            },
+        };
+        let reading = Reading::of(mantled_sql::read(text, dialect));
+        let (most, longest) = TEXTS;
+        if text.len() <= longest {
+            if self.texts.len() >= most {
+                self.texts.clear();
+            }
+            self.texts.insert(key, Arc::clone(&reading));
+        }
+        reading
+    }
+
+    fn statements(&mut self, reading: &Reading) -> Verdict {
+        let rules = Arc::clone(&self.terms.borrow().rules);
+        if reading.is_permitted(&rules) {
+            self.notes.commands(reading.statements.len());
+            return Verdict::Carry;
+        }
+        let mut is_lasting = !self.observes;
+        for statement in &reading.statements {
+            // What a name stands for may change.
+            is_lasting &= statement.prepared.is_none();
+            let questions = Question::of_statement(statement, |name| {
+                let readings = self.readings(name.as_bytes());
+                readings
+                    .iter()
+                    .map(|reading| reading.statements.as_slice().into())
+                    .collect()
+            });
             let verdict = self.verdict(questions, &statement.shape);
             if verdict != Verdict::Carry {
                 return verdict;
             }
         }
+        if is_lasting {
+            reading.permit(&rules);
+        }
         Verdict::Carry
     }
 
     /// What a name may stand for.
-    fn readings(&self, name: &[u8]) -> Vec<Arc<[Statement]>> {
-        let unknown = || vec![Arc::from([Statement::unparsed()])];
+    fn readings(&self, name: &[u8]) -> Vec<Arc<Reading>> {
+        let unknown = || vec![Reading::of(vec![Statement::unparsed()])];
         self.prepared.get(name).cloned().unwrap_or_else(unknown)
     }
 
-    /// A name now stands for these statements.
-    fn remember(&mut self, name: &[u8], statements: &[Statement]) {
+    /// A name now stands for this.
+    fn remember(&mut self, name: &[u8], reading: Arc<Reading>) {
         let is_known = self.prepared.contains_key(name);
         if !is_known && self.prepared.len() >= PREPARED {
             return;
@@ -162,15 +257,18 @@ impl Judge {
             readings.clear();
         }
         if readings.len() >= READINGS {
-            *readings = vec![Arc::from([Statement::unparsed()])];
-        } else if !readings.iter().any(|known| **known == *statements) {
-            readings.push(Arc::from(statements));
+            *readings = vec![Reading::of(vec![Statement::unparsed()])];
+        } else if !readings
+            .iter()
+            .any(|known| known.statements == reading.statements)
+        {
+            readings.push(reading);
         }
     }
 
     /// MySQL: a statement that was permitted when it was prepared.
     fn prepared_under(&mut self) -> Verdict {
-        self.notes.command();
+        self.notes.commands(1);
         let rules = Arc::clone(&self.terms.borrow().rules);
         let is_judged = self
             .prepared_under
@@ -189,12 +287,11 @@ impl Judge {
     }
 
     fn prepared(&mut self, name: &[u8]) -> Verdict {
-        let readings = self.readings(name);
-        let verdicts = readings
-            .iter()
-            .map(|statements| self.statements(statements));
-        verdicts
+        let mut verdicts = self
+            .readings(name)
             .into_iter()
+            .map(|reading| self.statements(&reading));
+        verdicts
             .find(|verdict| *verdict != Verdict::Carry)
             .unwrap_or(Verdict::Carry)
     }
@@ -208,31 +305,24 @@ impl mantled_wire::command::Judge for Judge {
                 plain_strings,
                 name,
             } => {
-                let dialect = match self.language {
-                    Language::Postgresql => Dialect::Postgresql {
-                        standard_strings: *plain_strings,
-                    },
-                    Language::Mysql => Dialect::Mysql {
-                        no_backslash_escapes: *plain_strings,
-                    },
-                };
-                let statements = match text {
-                    Some(text) => mantled_sql::read(text, dialect),
-                    None => vec![Statement::unparsed()],
-                };
-                let verdict = self.statements(&statements);
+                let reading = self.read(*text, *plain_strings);
+                let verdict = self.statements(&reading);
                 if verdict == Verdict::Carry {
+                    for statement in &reading.statements {
+                        if statement.kind == "prepare"
+                            && let Some(name) = &statement.prepared
+                        {
+                            let own = Reading::of(vec![statement.clone()]);
+                            self.remember(name.as_bytes(), own);
+                        }
+                    }
                     match (name, self.language) {
-                        (Some(name), Language::Postgresql) => self.remember(name, &statements),
+                        (Some(name), Language::Postgresql) => self.remember(name, reading),
                         (Some(_), Language::Mysql) => {
                             let rules = &self.rules;
                             self.prepared_under.get_or_insert_with(|| Arc::clone(rules));
                         }
                         (None, _) => {}
-                    }
-                    for statement in statements.iter().filter(|known| known.kind == "prepare") {
-                        let name = statement.prepared.clone().unwrap_or_default();
-                        self.remember(name.as_bytes(), std::slice::from_ref(statement));
                     }
                 }
                 verdict
@@ -245,7 +335,7 @@ impl mantled_wire::command::Judge for Judge {
                 self.prepared.remove(*name);
                 Verdict::Carry
             }
-            Command::Unknown => self.statements(&[Statement::unparsed()]),
+            Command::Unknown => self.statements(&Reading::of(vec![Statement::unparsed()])),
             Command::Request {
                 method,
                 host,

@@ -31,9 +31,9 @@ impl Notes {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// One more was asked about.
-    pub(super) fn command(&self) {
-        self.with(|seen| seen.commands += 1);
+    /// So many more were asked about.
+    pub(super) fn commands(&self, count: usize) {
+        self.with(|seen| seen.commands += count as u64);
     }
 
     /// These policies have decided about one.
