@@ -109,6 +109,27 @@ fn what_no_policy_permits_is_refused_and_open_sessions_are_judged_again() -> Res
     let said = String::from_utf8(explained.stdout)?;
     assert!(said.contains("connect: permitted by policy one"), "{said}");
     assert!(said.contains("open: forbidden by policy tls"), "{said}");
+
+    // And of all of them: those that were permitted then, and would not be now.
+    let replayed = run(
+        Command::new(mantled()?)
+            .args(["policy", "replay", "--config"])
+            .arg(&config)
+            .arg("--records")
+            .arg(&file),
+        Duration::from_secs(10),
+    )?;
+    let said = String::from_utf8(replayed.stdout)?;
+    let changed: u64 = said
+        .lines()
+        .filter(|line| line.ends_with(": permitted -> forbidden by policy tls"))
+        .filter_map(|line| line.split(' ').next()?.parse::<u64>().ok())
+        .sum();
+    assert_eq!(changed, 3, "{said}");
+    assert!(
+        said.ends_with("3 change, 2 stay, 0 were refused for other reasons, 0 tell too little\n"),
+        "{said}"
+    );
     Ok(())
 }
 

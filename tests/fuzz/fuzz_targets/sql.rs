@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mantled_sql::{Action, Dialect, read};
+use mantled_sql::{Action, Dialect, fingerprint, read};
 
 fuzz_target!(|input: (bool, &[u8])| {
     let (mysql, text) = input;
@@ -30,6 +30,17 @@ fuzz_target!(|input: (bool, &[u8])| {
         let again = read(&around, dialect(plain));
         // A comment that the text leaves open, or an operator that meets one, is another text.
         if !is_unparsed(&statements) && !is_unparsed(&again) {
+            assert_eq!(again, statements);
+        }
+        // Whoever has the same fingerprint says the same.
+        let print = |text: &[u8]| {
+            let mut print = Vec::new();
+            fingerprint(text, dialect(plain), &mut print).then_some(print)
+        };
+        let own = print(text);
+        if own.is_none() {
+            assert!(is_unparsed(&statements));
+        } else if own == print(&around) {
             assert_eq!(again, statements);
         }
         let unknown = read(text, dialect(None));

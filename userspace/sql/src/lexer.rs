@@ -48,19 +48,114 @@ const MAX_NAME: usize = 63;
 
 /// The tokens of a text; None where it cannot be told where they end.
 pub(crate) fn tokens(text: &[u8], dialect: Dialect) -> Option<Vec<Token>> {
+    let mut tokens = Tokens {
+        mysql: matches!(dialect, Dialect::Mysql { .. }),
+        list: Vec::new(),
+    };
+    walk(text, dialect, &mut tokens)?;
+    Some(tokens.list)
+}
+
+/// The same written down so that no two lists of tokens read the same; values are all alike. It
+/// allocates nothing for a token.
+pub(crate) fn fingerprint(text: &[u8], dialect: Dialect, out: &mut Vec<u8>) -> Option<()> {
+    walk(
+        text,
+        dialect,
+        &mut Fingerprint {
+            out,
+            after_name: false,
+        },
+    )
+}
+
+fn walk<S: Sink>(text: &[u8], dialect: Dialect, sink: &mut S) -> Option<()> {
     let mut lexer = Lexer {
         rest: text,
         dialect,
-        tokens: Vec::new(),
+        sink,
     };
     while lexer.step()? {}
-    Some(lexer.tokens)
+    Some(())
 }
 
-struct Lexer<'a> {
+/// What becomes of the tokens that are found.
+trait Sink {
+    /// One more. Of a value the bytes are empty; of a name in quotes the quotes are gone.
+    fn push(&mut self, kind: Kind, bytes: &[u8]);
+
+    /// Was the last one a name?
+    fn follows_name(&self) -> bool;
+}
+
+/// They are kept.
+struct Tokens {
+    mysql: bool,
+    list: Vec<Token>,
+}
+
+impl Sink for Tokens {
+    fn push(&mut self, kind: Kind, bytes: &[u8]) {
+        let mut text = String::from_utf8_lossy(bytes).into_owned();
+        // Whether MySQL's names of tables differ by case is the server's setting.
+        if kind == Kind::Word || (kind == Kind::Quoted && self.mysql) {
+            text.make_ascii_lowercase();
+        }
+        if !self.mysql && matches!(kind, Kind::Word | Kind::Quoted) {
+            while text.len() > MAX_NAME {
+                text.pop();
+            }
+        }
+        self.list.push(Token { kind, text });
+    }
+
+    fn follows_name(&self) -> bool {
+        self.list.last().is_some_and(Token::is_name)
+    }
+}
+
+/// They are written down: a byte that tells the kind, the text, and NUL, which is in none.
+struct Fingerprint<'a> {
+    out: &'a mut Vec<u8>,
+    after_name: bool,
+}
+
+impl Sink for Fingerprint<'_> {
+    fn push(&mut self, kind: Kind, bytes: &[u8]) {
+        self.after_name = matches!(kind, Kind::Word | Kind::Quoted);
+        self.out.push(match kind {
+            Kind::Word => 1,
+            Kind::Quoted => 2,
+            Kind::Value => 3,
+            Kind::Mark => 4,
+        });
+        match kind {
+            Kind::Word => self.out.extend(bytes.iter().map(u8::to_ascii_lowercase)),
+            _ => self.out.extend_from_slice(bytes),
+        }
+        self.out.push(0);
+    }
+
+    fn follows_name(&self) -> bool {
+        self.after_name
+    }
+}
+
+/// Nothing becomes of them.
+struct Nothing;
+
+impl Sink for Nothing {
+    fn push(&mut self, _: Kind, _: &[u8]) {}
+
+    fn follows_name(&self) -> bool {
+        false
+    }
+}
+
+struct Lexer<'a, 's, S> {
     rest: &'a [u8],
     dialect: Dialect,
-    tokens: Vec<Token>,
+    sink: &'s mut S,
 }
 
 fn begins_name(byte: u8) -> bool {
@@ -75,7 +170,7 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0c | 0x0b)
 }
 
-impl<'a> Lexer<'a> {
+impl<'a, S: Sink> Lexer<'a, '_, S> {
     fn is_mysql(&self) -> bool {
         matches!(self.dialect, Dialect::Mysql { .. })
     }
@@ -93,8 +188,8 @@ impl<'a> Lexer<'a> {
         taken
     }
 
-    fn push(&mut self, kind: Kind, text: String) {
-        self.tokens.push(Token { kind, text });
+    fn push(&mut self, kind: Kind, bytes: &[u8]) {
+        self.sink.push(kind, bytes);
     }
 
     /// Takes one token, or what stands between two. False at the end; None where nobody can tell.
@@ -122,28 +217,23 @@ impl<'a> Lexer<'a> {
             (b'$', _) if !self.is_mysql() => self.dollar_quoted()?,
             (b'?', _) if self.is_mysql() => {
                 self.skip(1);
-                self.push(Kind::Value, String::new());
+                self.push(Kind::Value, &[]);
             }
             (b'0'..=b'9', _) => self.number()?,
-            (b'.', Some(b'0'..=b'9')) if !self.follows_name() => self.number()?,
+            (b'.', Some(b'0'..=b'9')) if !self.sink.follows_name() => self.number()?,
             (byte, _) if begins_name(byte) => self.name()?,
             (b':', Some(b':')) => {
                 self.skip(2);
-                self.push(Kind::Mark, "::".to_owned());
+                self.push(Kind::Mark, b"::");
             }
             // Backslashes, braces, control characters, NUL: of no statement, or of a client's own.
             (b'\\' | b'{' | b'}' | ..=b' ' | 0x7f, _) => return None,
             (byte, _) => {
                 self.skip(1);
-                self.push(Kind::Mark, char::from(byte).to_string());
+                self.push(Kind::Mark, &[byte]);
             }
         }
         Some(true)
-    }
-
-    /// `t.1`: what MySQL may read as a name.
-    fn follows_name(&self) -> bool {
-        self.tokens.last().is_some_and(Token::is_name)
     }
 
     /// A comment only where a space or a control character follows.
@@ -231,7 +321,7 @@ impl<'a> Lexer<'a> {
                 }
             }
         }
-        self.push(Kind::Value, String::new());
+        self.push(Kind::Value, &[]);
         // A string goes on in the next line, by the rules of its beginning.
         if plain != Some(true) && !self.is_mysql() && self.next_is_quote() {
             return None;
@@ -244,7 +334,7 @@ impl<'a> Lexer<'a> {
         let mut ahead = Lexer {
             rest: self.rest,
             dialect: self.dialect,
-            tokens: Vec::new(),
+            sink: &mut Nothing,
         };
         while let Some(byte) = ahead.at(0) {
             match (byte, ahead.at(1)) {
@@ -281,23 +371,8 @@ impl<'a> Lexer<'a> {
                 }
             }
         }
-        let name = self.named(&name);
-        self.push(Kind::Quoted, name);
+        self.push(Kind::Quoted, &name);
         Some(())
-    }
-
-    /// A name as the server has it.
-    fn named(&self, bytes: &[u8]) -> String {
-        let mut name = String::from_utf8_lossy(bytes).into_owned();
-        if !self.is_mysql() {
-            while name.len() > MAX_NAME {
-                name.pop();
-            }
-        } else {
-            // Whether names of tables differ by case is the server's setting.
-            name.make_ascii_lowercase();
-        }
-        name
     }
 
     fn dollar_quoted(&mut self) -> Option<()> {
@@ -317,7 +392,7 @@ impl<'a> Lexer<'a> {
             .windows(mark.len())
             .position(|window| window == mark)?;
         self.skip(length + mark.len());
-        self.push(Kind::Value, String::new());
+        self.push(Kind::Value, &[]);
         Some(())
     }
 
@@ -346,7 +421,7 @@ impl<'a> Lexer<'a> {
         if self.at(0).is_some_and(continues_name) {
             return None;
         }
-        self.push(Kind::Value, String::new());
+        self.push(Kind::Value, &[]);
         Some(())
     }
 
@@ -370,9 +445,7 @@ impl<'a> Lexer<'a> {
             if high_last && matches!(next, Some(b'\\' | b'`')) {
                 return None;
             }
-            let mut text = String::from_utf8_lossy(name).into_owned();
-            text.make_ascii_lowercase();
-            self.push(Kind::Word, text);
+            self.push(Kind::Word, name);
             return Some(());
         }
         match (name, next) {
@@ -390,11 +463,8 @@ impl<'a> Lexer<'a> {
             }
             _ => {}
         }
-        let mut text = name.to_vec();
-        text.make_ascii_lowercase();
-        let text = self.named(&text);
-        self.skip(length);
-        self.push(Kind::Word, text);
+        let name = self.skip(length);
+        self.push(Kind::Word, name);
         Some(())
     }
 }

@@ -113,6 +113,13 @@ impl Action {
     }
 }
 
+/// Appends what tells a text's statements apart from those of every other text that [`read`] reads
+/// differently: its tokens without values. False: it is unparsed, and nothing is to be made of what was
+/// appended.
+pub fn fingerprint(text: &[u8], dialect: Dialect, out: &mut Vec<u8>) -> bool {
+    lexer::fingerprint(text, dialect, out).is_some()
+}
+
 /// Reads the statements of a text, in their order. A text without any (comments, semicolons) has
 /// none.
 pub fn read(text: &[u8], dialect: Dialect) -> Vec<Statement> {

@@ -1,5 +1,6 @@
 //! `mantled policy`: check, test and explain policies.
 
+mod replay;
 mod test;
 
 use std::{
@@ -48,6 +49,16 @@ enum Action {
         #[arg(long, value_name = "FILE")]
         records: Option<PathBuf>,
     },
+    /// What the policies of now would have said of every session that was recorded, where that is
+    /// something else. Each is judged at the time at which it was opened.
+    Replay {
+        /// The file of the records, whatever the configuration says.
+        #[arg(long, value_name = "FILE")]
+        records: Option<PathBuf>,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Exit> {
@@ -71,14 +82,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Exit> {
         }
         Action::Explain { session, records } => {
             let (_, rules) = rules(arguments)?;
-            let file = match records {
-                Some(file) => file.clone(),
-                None => configuration(arguments)?.record().file().ok_or_else(|| {
-                    Exit::invalid("records go to standard output; name their file with --records")
-                })?,
-            };
-            explain(&rules, &file, session)
+            explain(&rules, &record_file(arguments, records.as_ref())?, session)
         }
+        Action::Replay { records, json } => {
+            let (_, rules) = rules(arguments)?;
+            replay::run(&rules, &record_file(arguments, records.as_ref())?, *json)
+        }
+    }
+}
+
+/// The file that is named, else the one that the configuration says.
+fn record_file(arguments: &Arguments, named: Option<&PathBuf>) -> Result<PathBuf, Exit> {
+    match named {
+        Some(file) => Ok(file.clone()),
+        None => configuration(arguments)?.record().file().ok_or_else(|| {
+            Exit::invalid("records go to standard output; name their file with --records")
+        }),
     }
 }
 
@@ -191,7 +210,9 @@ fn cases(record: &Value) -> Option<(Case, Option<Case>)> {
         },
         opened: None,
     };
-    let open = text("mantled.path").map(|path| Case {
+    // Of a way out that was refused when it was there, what it had proven tells that it was verified.
+    let verified = || text("mantled.tls.verified_name").map(|_| "verified".to_owned());
+    let open = text("mantled.path").or_else(verified).map(|path| Case {
         opened: Some(Way {
             protocol: text("network.protocol.name"),
             is_named: true,

@@ -30,8 +30,8 @@ const PREPARED: usize = 1024;
 /// Most statements that one name may stand for, as far as anybody can tell.
 const READINGS: usize = 16;
 
-/// Most texts that are remembered, and the longest of them in bytes.
-const TEXTS: (usize, usize) = (256, 1024);
+/// Most fingerprints of texts that are remembered, and the longest of them in bytes.
+const TEXTS: (usize, usize) = (256, 2048);
 
 /// The statements of a text, and since when they are known to be permitted.
 #[derive(Debug)]
@@ -101,8 +101,10 @@ pub(super) struct Judge {
     answers: HashMap<Question, (Instant, Option<String>)>,
     /// By name; more than one where it is not certain which one the server has kept.
     prepared: HashMap<Vec<u8>, Vec<Arc<Reading>>>,
-    /// What was read of texts that come again and again.
-    texts: HashMap<(Vec<u8>, Option<bool>), Arc<Reading>>,
+    /// What was read of texts that come again and again with other values, by their fingerprints.
+    texts: HashMap<Vec<u8>, Arc<Reading>>,
+    /// Room for a fingerprint.
+    fingerprint: Vec<u8>,
     /// MySQL gives statements numbers that only the server's answers tell: the policies that have
     /// judged all of them so far.
     prepared_under: Option<Arc<Rules>>,
@@ -132,6 +134,7 @@ impl Judge {
             answers: HashMap::new(),
             prepared: HashMap::new(),
             texts: HashMap::new(),
+            fingerprint: Vec::new(),
             prepared_under: None,
         }
     }
@@ -189,10 +192,6 @@ impl Judge {
         let Some(text) = text else {
             return Reading::of(vec![Statement::unparsed()]);
         };
-        let key = (text.to_vec(), plain_strings);
-        if let Some(known) = self.texts.get(&key) {
-            return Arc::clone(known);
-        }
         let dialect = match self.language {
             Language::Postgresql => Dialect::Postgresql {
                 standard_strings: plain_strings,
@@ -201,13 +200,21 @@ impl Judge {
                 no_backslash_escapes: plain_strings,
             },
         };
+        self.fingerprint.clear();
+        if !mantled_sql::fingerprint(text, dialect, &mut self.fingerprint) {
+            return Reading::of(vec![Statement::unparsed()]);
+        }
+        if let Some(known) = self.texts.get(&self.fingerprint) {
+            return Arc::clone(known);
+        }
         let reading = Reading::of(mantled_sql::read(text, dialect));
         let (most, longest) = TEXTS;
-        if text.len() <= longest {
+        if self.fingerprint.len() <= longest {
             if self.texts.len() >= most {
                 self.texts.clear();
             }
-            self.texts.insert(key, Arc::clone(&reading));
+            self.texts
+                .insert(self.fingerprint.clone(), Arc::clone(&reading));
         }
         reading
     }
