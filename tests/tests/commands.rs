@@ -176,6 +176,14 @@ select 'last';
         "{refusals}"
     );
     assert!(!refusals.contains("passwd"), "{refusals}");
+    assert!(
+        daemon
+            .log()
+            .contains("a command was refused by policy: drop table t: ")
+    );
+    let status = succeed(Command::new(mantled()?).args(["status", "--json"]))?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    assert_eq!(status["commands_refused"], 10, "{status:#}");
     let policies = record["mantled.policy.ids"].to_string();
     assert_eq!(policies, r#"["access","reads","t"]"#);
     assert_eq!(direct(&lab, "select count(*) from t")?, "4\n");

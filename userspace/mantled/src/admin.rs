@@ -154,6 +154,12 @@ pub struct Status {
     pub sessions_open: usize,
     /// Sessions since the daemon started.
     pub sessions: u64,
+    /// Commands that policies were asked about, of sessions that have ended since then.
+    #[serde(default)]
+    pub commands: u64,
+    /// Those of them that were refused, or would have been in enforce mode.
+    #[serde(default)]
+    pub commands_refused: u64,
     /// Records written since then.
     pub records_written: u64,
     /// Records lost since then (`on_failure = "continue"`).

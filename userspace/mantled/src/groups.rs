@@ -725,11 +725,14 @@ impl Groups {
             });
         }
         let totals = ledger.sink().totals();
+        let (commands, commands_refused) = ledger.commands();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             sessions_open: ledger.open_sessions(),
             sessions: ledger.opened(),
+            commands,
+            commands_refused,
             records_written: totals.written,
             records_dropped: totals.dropped,
             records_failing: ledger.sink().health() == mantled_record::Health::Failing,

@@ -203,6 +203,18 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
     );
     counter(
         into,
+        "commands_judged",
+        "Commands that policies were asked about, of sessions that have ended",
+        status.commands,
+    );
+    counter(
+        into,
+        "commands_refused",
+        "Those of them that were refused, or would have been in enforce mode",
+        status.commands_refused,
+    );
+    counter(
+        into,
         "records_written",
         "Records written",
         status.records_written,

@@ -320,6 +320,8 @@ mod tests {
                 pid: 7,
                 sessions_open: 1,
                 sessions,
+                commands: 0,
+                commands_refused: 0,
                 records_written: 3,
                 records_dropped: 0,
                 records_failing: false,

@@ -111,7 +111,7 @@ pub(super) fn inspected(
     if !family(session.record.protocol).is_some_and(|family| families.contains(&family)) {
         return (way, None);
     }
-    let notes = Notes::default();
+    let notes = Notes::of(&session.record);
     let judge = Box::new(Judge::new(
         context.changes.subscribe(),
         case,

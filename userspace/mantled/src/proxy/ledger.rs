@@ -43,6 +43,9 @@ pub struct Ledger {
 struct Shared {
     open: AtomicUsize,
     opened: AtomicU64,
+    /// Commands that policies were asked about, and those that were refused.
+    commands: AtomicU64,
+    commands_refused: AtomicU64,
     /// By the id of the group; of those alone that are counted, so that they do not grow.
     tallies: Mutex<HashMap<u64, Tally>>,
     /// Who wants copies of a group's records, and how many were too many.
@@ -98,6 +101,11 @@ impl Shared {
 
     fn ended(&self, record: &SessionRecord) {
         *lock(&self.ends).entry(End::of(record)).or_default() += 1;
+        let count = |counter: &AtomicU64, commands: Option<u64>| {
+            counter.fetch_add(commands.unwrap_or_default(), Ordering::Relaxed);
+        };
+        count(&self.commands, record.commands);
+        count(&self.commands_refused, record.commands_refused);
         if record.verdict != Verdict::Allowed && self.may_log() {
             tracing::info!(
                 session.id = record.id,
@@ -179,6 +187,16 @@ impl Ledger {
     /// Sessions that were ever opened.
     pub fn opened(&self) -> u64 {
         self.shared.opened.load(Ordering::Relaxed)
+    }
+
+    /// Commands of sessions that have ended: those that policies were asked about, and those that were
+    /// refused, or would have been in enforce mode.
+    pub fn commands(&self) -> (u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (
+            read(&self.shared.commands),
+            read(&self.shared.commands_refused),
+        )
     }
 
     /// Is the record of this connection still to be written, by a session that is open or by

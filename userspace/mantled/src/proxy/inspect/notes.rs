@@ -14,11 +14,12 @@ const TOLD: usize = 16;
 const LENGTH: usize = 256;
 
 /// Of one session; cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(in crate::proxy) struct Notes(Arc<Mutex<Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
+    session: String,
     commands: u64,
     refused: u64,
     policies: BTreeSet<String>,
@@ -26,6 +27,14 @@ struct Seen {
 }
 
 impl Notes {
+    /// Of the session of this record.
+    pub(super) fn of(record: &SessionRecord) -> Self {
+        Self(Arc::new(Mutex::new(Seen {
+            session: record.id.clone(),
+            ..Seen::default()
+        })))
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Seen) -> T) -> T {
         // Counters and lists are whole after every call.
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -42,12 +51,16 @@ impl Notes {
     }
 
     /// It was refused, or observe mode alone has let it pass. Neither text holds a value of the
-    /// agent's.
+    /// agent's. The first of a session are logged at once: it may stay open for long.
     pub(super) fn refused(&self, shape: &str, reason: &str) {
         self.with(|seen| {
             seen.refused += 1;
             if seen.refusals.len() < TOLD {
                 let shape: String = shape.chars().take(LENGTH).collect();
+                tracing::info!(
+                    session.id = seen.session,
+                    "a command was refused by policy: {shape}: {reason}"
+                );
                 seen.refusals.push(format!("{shape}: {reason}"));
             }
         });
