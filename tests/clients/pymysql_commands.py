@@ -3,13 +3,14 @@
 import os
 import struct
 import sys
+import tempfile
 
 import pymysql
 from pymysql.constants import CLIENT, COMMAND
 
 db = pymysql.connect(
     host=sys.argv[1], user="alice", password=os.environ["PGPASSWORD"], database="shop",
-    ssl_disabled=True, client_flag=CLIENT.MULTI_STATEMENTS, autocommit=True,
+    ssl_disabled=True, client_flag=CLIENT.MULTI_STATEMENTS, autocommit=True, local_infile=True,
     max_allowed_packet=64 << 20,
 )
 cursor = db.cursor()
@@ -83,4 +84,14 @@ print("change user:", code(change_user))
 cursor.execute("set sql_mode = 'NO_BACKSLASH_ESCAPES'")
 print("sql_mode:", code(lambda: cursor.execute("select '\\'; delete from t; -- '")))
 print("long:", code(lambda: cursor.execute("select '" + "x" * 20_000_000 + "'")))
+with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+    file.write("".join(f"{number}\n" for number in range(100, 5100)))
+    file.flush()
+    cursor.execute(f"load data local infile '{file.name}' into table shop.t")
+    print("load data:", ask("select count(*) from shop.t where a >= 100"))
+    refused = code(lambda: cursor.execute(f"load data local infile '{file.name}' into table salaries"))
+    print("load data into another table:", refused)
 print("end:", ask("select 1"))
+# No server takes this for a command; nobody lets it get so far.
+db._sock.sendall(b"\x0d\0\0\x01\x03drop table t")
+print("a packet of another number:", "closed" if not db._sock.recv(100) else "answered")

@@ -301,6 +301,22 @@ fn http_requests_are_judged_by_method_and_path() -> Result<()> {
                 "--next",
                 "-sS",
                 "-H",
+                "Connection: Upgrade",
+                "-H",
+                "Upgrade: h2c",
+            ])
+            .args(["-d", "some", &format!("{base}/length")])
+            .args([
+                "--next",
+                "-sS",
+                "-d",
+                "some",
+                &format!("{base}/other/s3cret"),
+            ])
+            .args([
+                "--next",
+                "-sS",
+                "-H",
                 "X-HTTP-Method-Override: DELETE",
                 &format!("{base}/"),
             ])
@@ -338,6 +354,8 @@ fn http_requests_are_judged_by_method_and_path() -> Result<()> {
             &format!(
                 "{{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{{}},\"status\":\"Failure\",\"message\":\"refused by mantled: DELETE is http.write: {none}\",\"reason\":\"Forbidden\",\"code\":403}}"
             ),
+            &format!("refused by mantled: POST is http.unparsed: {none}"),
+            &format!("refused by mantled: POST is http.write: {none}"),
             &format!("refused by mantled: GET is http.write: {none}"),
             "403",
             "over HTTP/1.1 for 10.99.0.2",
@@ -346,9 +364,14 @@ fn http_requests_are_judged_by_method_and_path() -> Result<()> {
         "{printed}"
     );
     let record = &daemon.settled_records(1)?[0];
-    assert_eq!(record["mantled.commands"], 12, "{record:#}");
-    assert_eq!(record["mantled.commands.refused"], 8);
+    assert_eq!(record["mantled.commands"], 14, "{record:#}");
+    assert_eq!(record["mantled.commands.refused"], 10);
     assert!(!record.to_string().contains("needle"), "{record:#}");
+    let refusals = record["mantled.commands.refusals"].to_string();
+    assert!(refusals.contains("POST /other/*: "), "{refusals}");
+    for told in [record.to_string(), daemon.log()] {
+        assert!(!told.contains("s3cret"), "{told}");
+    }
 
     // A client that waits for leave to send its body is told, and is not waited for.
     let told = succeed(
@@ -564,6 +587,29 @@ fn other_policies_judge_the_next_command_and_observing_only_tells() -> Result<()
     let record = &daemon.settled_records(1)?[0];
     assert_eq!(record["mantled.commands.refused"], 1, "{record:#}");
     assert_eq!(record["mantled.verdict"], "allowed");
+
+    // What nobody has refused while it was observed ends when the group is enforced.
+    let mut held = group
+        .command(&lab.host, "psql")
+        .args(["-At", "host=10.99.0.2 user=postgres sslmode=disable"])
+        .args(["-c", "select pg_sleep(61)"])
+        .env("PGPASSWORD", PASSWORD)
+        .stderr(Stdio::piped())
+        .spawn()?;
+    eventually("the statement", Duration::from_secs(10), || {
+        let running = "select count(*) from pg_stat_activity where query like '%pg_sleep(61)' and state = 'active'";
+        (direct(&lab, running).ok()?.trim() == "1").then_some(())
+    })?;
+    let file = lab.path("mantled.toml");
+    let text = fs::read_to_string(&file)?;
+    fs::write(&file, text.replace("\"observe\"", "\"enforce\""))?;
+    succeed(Command::new(mantled()?).arg("reload"))?;
+    let ended = eventually("the end", Duration::from_secs(5), || {
+        held.try_wait().ok()?
+    });
+    assert!(!ended.with_context(|| daemon.log())?.success());
+    let records = daemon.settled_records(2)?;
+    assert_eq!(records[1]["error.type"], "mode_changed", "{:#}", records[1]);
     Ok(())
 }
 
@@ -653,7 +699,10 @@ kill: 1227
 change user: 1227
 sql_mode: 1227
 long: 1227
+load data: 5000
+load data into another table: 1227
 end: 1
+a packet of another number: closed
 "
     );
     let record = &daemon.settled_records(1)?[0];

@@ -19,7 +19,7 @@ use mantled_policy::{
 use mantled_record::{Process, SessionRecord, TlsFacts};
 use rustls::pki_types::ServerName;
 
-pub use command::{Login, Question};
+pub use command::{Login, Question, shape_of_request};
 
 use crate::{
     config::Protocol,

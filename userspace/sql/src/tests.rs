@@ -100,21 +100,21 @@ fn postgresql_is_read() {
         ("insert into t (a, b) values (1, 2)", "insert write [t] ()"),
         (
             "insert into t select * from u on conflict (a) do update set b = 1, c = 2",
-            "insert write [t,u] ()",
+            "insert read+write [t,u] ()",
         ),
         ("update t set a = 1, b = 2", "update write [t] () unbounded"),
         (
             "update only t as x set a = (select 1 from u where true) where b",
-            "update write [t,u] ()",
+            "update read+write [t,u] ()",
         ),
         (
             "delete from t using u, v where t.a = u.a",
-            "delete write [t,u,v] ()",
+            "delete read+write [t,u,v] ()",
         ),
         ("delete from t", "delete write [t] () unbounded"),
         (
             "merge into t using s on t.a = s.a when matched then update set b = 1, c = 2 when not matched then insert (a) values (1)",
-            "merge write [s,t] ()",
+            "merge read+write [s,t] ()",
         ),
         (
             "truncate table only a, b cascade",
@@ -156,7 +156,7 @@ fn postgresql_is_read() {
         ),
         (
             "create temp table t as with d as (delete from u returning *) select * from d",
-            "create table write+ddl [t,u] () unbounded",
+            "create table read+write+ddl [t,u] () unbounded",
         ),
         (
             "create or replace function f(a int) returns int language sql as $$ delete from t $$",
@@ -209,6 +209,27 @@ fn postgresql_is_read() {
             "select array(select a from t), exists (select 1 from u)",
             "select read [t,u] ()",
         ),
+        ("insert into t table u", "insert read+write [t,u] ()"),
+        (
+            "insert into t overriding system value table u",
+            "insert read+write [t,u] ()",
+        ),
+        (
+            "update t set a = u.b from u",
+            "update read+write [t,u] () unbounded",
+        ),
+        (
+            "delete from t where a returning b",
+            "delete read+write [t] ()",
+        ),
+        (
+            "select * from a join b using (x, y), c",
+            "select read [a,b,c] ()",
+        ),
+        (
+            "merge into t using (u cross join v) on true when matched then delete",
+            "merge read+write [t,u,v] ()",
+        ),
     ] {
         assert_eq!(told(text, POSTGRESQL), [expected], "{text}");
     }
@@ -256,7 +277,7 @@ fn mysql_is_read() {
         ),
         (
             "delete a, b from a join b where true",
-            "delete write [a,b] ()",
+            "delete read+write [a,b] ()",
         ),
         (
             "load data local infile 'x' into table t (a, b)",
@@ -282,6 +303,23 @@ fn mysql_is_read() {
         ("begin not atomic delete from t", "unparsed unparsed [] ()"),
         ("select 1 /*! , delete */", "unparsed unparsed [] ()"),
         ("select 1 --x", "unparsed unparsed [] ()"),
+        ("insert into t table u", "insert read+write [t,u] ()"),
+        (
+            "select * from a use index for join (i), b",
+            "select read [a,b] ()",
+        ),
+        (
+            "select * from a force index for order by (i), b",
+            "select read [a,b] ()",
+        ),
+        (
+            "select * from a for system_time all, b",
+            "select read [a,b] ()",
+        ),
+        (
+            "update (a join b) set x = 1 where true",
+            "update read+write [a,b] ()",
+        ),
     ] {
         assert_eq!(told(text, MYSQL), [expected], "{text}");
     }

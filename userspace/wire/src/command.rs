@@ -45,7 +45,8 @@ pub enum Command<'a> {
         target: &'a str,
         /// It asks for more than its method says: another protocol, or another method.
         is_more: bool,
-        /// Target and Host name two hosts.
+        /// Target and Host name two hosts, or it asks for another protocol than WebSocket, behind which
+        /// there may be further requests.
         is_ambiguous: bool,
     },
     /// A command of Redis.

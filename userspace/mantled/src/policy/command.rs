@@ -157,12 +157,17 @@ impl Question {
         match self {
             Self::Sql(action, statement) => format!("{} is sql.{}", statement.kind, action.name()),
             Self::Http(request, class) => {
+                let method = match request.method.as_str() {
+                    known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "CONNECT" | "OPTIONS"
+                    | "TRACE" | "PATCH") => known,
+                    _ => "another method",
+                };
                 let class = match class {
                     HttpClass::Read => "read",
                     HttpClass::Write => "write",
                     HttpClass::Unparsed => "unparsed",
                 };
-                format!("{} is http.{class}", request.method)
+                format!("{method} is http.{class}")
             }
             Self::Redis(command) => {
                 let class = match command.effect {
@@ -170,10 +175,34 @@ impl Question {
                     redis::Effect::Write => "write",
                     redis::Effect::Admin => "admin",
                 };
-                format!("{} is redis.{class}", command.name)
+                let name = if command.is_known {
+                    &command.name
+                } else {
+                    "an unknown command"
+                };
+                format!("{name} is redis.{class}")
             }
         }
     }
+}
+
+/// A request as the record may tell it: without its query, and without the segments of its path that
+/// could be confidential (a token, a name, a number).
+pub fn shape_of_request(method: &str, target: &str) -> String {
+    let is_plain = |segment: &&str| {
+        let is_version = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit());
+        segment.len() <= 20
+            && (segment
+                .bytes()
+                .all(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'-' | b'_' | b'.'))
+                || segment.strip_prefix('v').is_some_and(is_version))
+    };
+    let path = target.split('?').next().unwrap_or_default();
+    let shown: Vec<&str> = path
+        .split('/')
+        .map(|segment| Some(segment).filter(is_plain).unwrap_or("*"))
+        .collect();
+    format!("{method} {}", shown.join("/"))
 }
 
 impl Resource {

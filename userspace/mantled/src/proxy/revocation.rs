@@ -3,7 +3,10 @@
 
 use std::{
     future::pending,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use mantled_redirect::{Flows, Peer, abi};
@@ -46,6 +49,8 @@ struct Planned {
     plan: Plan,
     /// What policies were asked; None where they refuse nothing.
     case: Mutex<Option<Case>>,
+    /// Policies refuse it, or judge its commands, and observe mode alone lets it pass.
+    only_observed: AtomicBool,
 }
 
 impl Revocation {
@@ -84,14 +89,26 @@ impl Revocation {
                 peer,
                 names: names.clone(),
                 case: Mutex::default(),
+                only_observed: AtomicBool::new(false),
             }),
         }))
+    }
+
+    /// Observe mode alone lets this pass, verified or not: policies refuse it, or would refuse commands
+    /// of it.
+    pub fn only_observed(&self) {
+        if let Some(watched) = &self.0 {
+            let planned = &watched.planned;
+            planned.only_observed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The same for a session that was verified.
     #[must_use]
     pub fn of_verified(mut self) -> Self {
-        if let Some(watched) = &mut self.0 {
+        if let Some(watched) = &mut self.0
+            && !watched.planned.only_observed.load(Ordering::Relaxed)
+        {
             watched.lenient = None;
         }
         self
@@ -122,7 +139,7 @@ impl Revocation {
             {
                 return Failure::new(
                     Cause::ModeChanged,
-                    "the group is enforced now, and this session was not verified",
+                    "the group is enforced now, and observe mode alone has allowed this session",
                 );
             }
             if !watched.planned.holds(&terms) {

@@ -286,6 +286,10 @@ impl Upgrade<'_> {
             permit(self.context, self.peer, self.session, &case)?;
             if !self.plan.lenient {
                 self.revocation.permitted(case);
+            } else if self.session.record.would_refuse == Some(Cause::PolicyDenied.name())
+                || !self.context.rules.families(&case).is_empty()
+            {
+                self.revocation.only_observed();
             }
         }
         self.session.goes(path);

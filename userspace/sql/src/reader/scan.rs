@@ -18,6 +18,8 @@ pub(super) struct Frame {
     changes: bool,
     has_where: bool,
     has_set: bool,
+    /// DELETE or MERGE, whose USING names tables.
+    uses: bool,
     has_target: bool,
     /// Names that WITH has given to queries.
     named: Vec<String>,
@@ -100,6 +102,7 @@ const NO_FUNCTIONS_OF_MYSQL: &[&str] = &[
     "partition",
     "set",
     "xor",
+    "update",
 ];
 
 /// Words that are followed by a parenthesis of their own where they stand behind one of these, and
@@ -118,7 +121,7 @@ const CLAUSES: &[(&str, &[&str])] = &[
 
 /// Words that end a list of tables: those that cannot be a table's alias.
 const ENDS_TABLES: &[&str] = &[
-    "where", "group", "order", "having", "limit", "fetch", "for", "union", "select",
+    "where", "group", "order", "having", "limit", "fetch", "union", "select",
 ];
 
 /// The same for PostgreSQL alone.
@@ -193,19 +196,27 @@ impl Reader<'_> {
             self.call(at);
         }
         // `FROM (a JOIN b)`, `FROM (a, b)`: expects_table has been told by who read FROM.
-        if frame.tables && inner.names.is_none() && self.opens_tables(at) {
+        if frame.tables && inner.names.is_none() && self.opens_tables(at, frame.uses) {
             inner.tables = true;
         }
         inner
     }
 
     /// Is this the parenthesis of a list of tables?
-    fn opens_tables(&self, at: usize) -> bool {
+    fn opens_tables(&self, at: usize, uses: bool) -> bool {
         let before = self.before(at);
         let behind_table_word = before.is_some_and(|token| {
             token.is(",")
                 || token.is("(")
-                || matches!(token.word(), Some("from" | "join" | "using"))
+                || match token.word() {
+                    Some(
+                        "from" | "join" | "straight_join" | "update" | "low_priority" | "ignore"
+                        | "only" | "lateral",
+                    ) => true,
+                    // Else it is JOIN ... USING, of columns.
+                    Some("using") => uses,
+                    _ => false,
+                }
         });
         let is_query = matches!(
             self.word(at + 1),
@@ -283,7 +294,15 @@ impl Reader<'_> {
         if at.checked_sub(1).is_some_and(|at| self.is_mark(at, ".")) {
             return Some(at + 1);
         }
-        if ENDS_TABLES.contains(&word) || (!self.mysql && ENDS_TABLES_OF_POSTGRESQL.contains(&word))
+        if word == "for" && matches!(self.word_before(at), Some("index" | "key")) {
+            // An index hint of MySQL's: FOR JOIN, FOR ORDER BY, FOR GROUP BY.
+            return Some(self.behind(at + 1, &["join", "order", "group", "by"]));
+        }
+        // Others than that of a lock are of a table: FOR SYSTEM_TIME, FOR PORTION OF.
+        let is_lock = || matches!(self.word(at + 1), Some("update" | "share" | "no" | "key"));
+        if ENDS_TABLES.contains(&word)
+            || (!self.mysql && ENDS_TABLES_OF_POSTGRESQL.contains(&word))
+            || (word == "for" && is_lock())
         {
             frame.tables = false;
         }
@@ -298,23 +317,40 @@ impl Reader<'_> {
                 frame.has_set = true;
                 frame.tables = false;
             }
-            "select" => frame.query = true,
+            "select" => {
+                frame.query = true;
+                // INSERT ... SELECT reads as well.
+                self.reads();
+            }
+            "returning" if !self.mysql => self.reads(),
             "where" => frame.has_where = true,
             "with" => return self.with(at + 1, frame).or(Some(at + 1)),
             "from" if frame.query && !self.is_distinct_from(at) => {
+                if frame.has_set {
+                    // UPDATE ... FROM
+                    self.reads();
+                }
                 frame.tables = true;
                 return self.table(at + 1, frame, outer, false);
             }
             "join" | "straight_join" if frame.tables => {
+                self.reads();
                 return self.table(at + 1, frame, outer, false);
             }
             // DELETE ... USING t, MERGE ... USING t; ORDER BY x USING > has no name there.
             "using" if frame.query && self.tokens.get(at + 1).is_some_and(Token::is_name) => {
+                self.reads();
                 frame.tables = true;
                 return self.table(at + 1, frame, outer, false);
             }
-            "using" if frame.query && self.is_mark(at + 1, "(") => frame.tables = true,
-            "table" if at == self.start || self.begins_query(at) => {
+            "using" if frame.uses && self.is_mark(at + 1, "(") => {
+                self.reads();
+                frame.tables = true;
+                return self.table(at + 1, frame, outer, false);
+            }
+            // A query of a whole table, wherever one may stand: INSERT INTO a TABLE b.
+            "table" if !self.changes_schema || self.begins_query(at) => {
+                self.reads();
                 return self.table(at + 1, frame, outer, true);
             }
             "on" if self.changes_schema && self.tokens.get(at + 1).is_some_and(Token::is_name) => {
@@ -345,6 +381,14 @@ impl Reader<'_> {
             _ => {}
         }
         Some(at + 1)
+    }
+
+    /// What it reads it may show, or write elsewhere.
+    fn reads(&mut self) {
+        // GRANT SELECT reads nothing.
+        if !self.found.actions.contains(&Action::Admin) {
+            self.needs(Action::Read);
+        }
     }
 
     /// `a IS [NOT] DISTINCT FROM b`
@@ -566,11 +610,13 @@ impl Reader<'_> {
                 self.table(next, frame, outer, false)
             }
             "delete" => {
+                frame.uses = true;
                 frame.query = true;
                 frame.changes = true;
                 Some(next)
             }
             "merge" => {
+                frame.uses = true;
                 frame.query = true;
                 Some(next)
             }

@@ -325,6 +325,7 @@ fn request(
     let mut framing = Framing::default();
     let mut host_field = None;
     let mut upgrade = false;
+    let mut to_other = false;
     let mut overrides = false;
     // Whether a body follows that was to be waited for nobody can tell (RFC 9110 §10.1.1).
     let mut is_last = line.is_old;
@@ -336,7 +337,10 @@ fn request(
         if field.is("host") && host_field.replace(field.value).is_some() {
             return fault("two Host fields");
         }
-        upgrade |= field.is("upgrade");
+        if field.is("upgrade") {
+            upgrade = true;
+            to_other |= !field.value.eq_ignore_ascii_case(b"websocket");
+        }
     }
     if framing.chunked && line.is_old {
         return fault("Transfer-Encoding in HTTP/1.0");
@@ -360,7 +364,8 @@ fn request(
             host: host.as_deref(),
             target: &String::from_utf8_lossy(line.target),
             is_more: upgrade || overrides || method == Method::Connect,
-            is_ambiguous: own.as_ref() != named,
+            // Behind h2c are requests that nobody reads.
+            is_ambiguous: own.as_ref() != named || to_other,
         };
         match judge.judge(&command) {
             Verdict::Carry => None,

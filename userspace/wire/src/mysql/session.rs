@@ -8,7 +8,8 @@
 //! error that quotes the text, by which it is known on the way back, and gets the reason for its words.
 //!
 //! A command begins in a packet of number 0, and a server takes no other for one. Packets of other
-//! numbers are what a command goes on with: the file of LOAD DATA LOCAL.
+//! numbers are what a command goes on with: the file of LOAD DATA LOCAL, where the server has asked for
+//! it. Elsewhere they end the session.
 
 use std::{
     collections::VecDeque,
@@ -32,6 +33,9 @@ const HEADER: usize = 4;
 
 /// The longest payload of a packet; what is longer goes on in the next one.
 const FULL: usize = 0xff_ffff;
+
+/// The first byte of the answer by which a server asks for a file.
+const LOCAL_INFILE: u8 = 0xfb;
 
 /// What a refused command is replaced by, and a number behind it.
 const REFUSED: &str = "refused by mantled ";
@@ -69,6 +73,8 @@ pub fn inspect(judge: Box<dyn Judge>, no_backslash_escapes: bool) -> (FromAgent,
 /// more than one they had, by which their answers are numbered.
 #[derive(Debug, Default)]
 struct Reasons {
+    /// The server has asked for a file, and its end has not come.
+    expects_file: bool,
     next: u64,
     known: VecDeque<(u64, String, u8)>,
 }
@@ -153,8 +159,19 @@ impl FromAgent {
                     }
                     let carried = match (is_new, self.goes_on) {
                         (false, Some(carried)) => carried,
-                        (false, None) => true,
+                        (false, None) => {
+                            let mut reasons = lock(&self.reasons);
+                            if !reasons.expects_file {
+                                return Err(RewriteError::Protocol(
+                                    "MySQL: a packet that belongs to no command".to_owned(),
+                                ));
+                            }
+                            // An empty one ends the file.
+                            reasons.expects_file = length > 0;
+                            true
+                        }
                         (true, _) => {
+                            lock(&self.reasons).expects_file = false;
                             let payload = held.get(HEADER..).unwrap_or_default();
                             match decide(
                                 payload,
@@ -315,6 +332,9 @@ impl FromServer {
                             continue;
                         }
                     }
+                    if !self.goes_on && number == 1 && held.get(HEADER) == Some(&LOCAL_INFILE) {
+                        lock(&self.reasons).expects_file = true;
+                    }
                     self.goes_on = length == FULL;
                     let left = (HEADER + length).saturating_sub(held.len());
                     out.append(held);
@@ -352,7 +372,10 @@ impl Rewrite for FromServer {
                     take(left, &mut rest);
                 }
                 State::Head(held) if held.is_empty() => match (header(rest), rest.get(HEADER)) {
-                    (Some((length @ 1.., _)), Some(first)) if *first != ERR || self.goes_on => {
+                    (Some((length @ 1.., number)), Some(first))
+                        if self.goes_on
+                            || (*first != ERR && (number, *first) != (1, LOCAL_INFILE)) =>
+                    {
                         self.goes_on = length == FULL;
                         self.state = State::Pass(HEADER + length);
                     }

@@ -19,6 +19,8 @@ pub enum Effect {
 pub struct Understood {
     /// In lower case, with its subcommand behind a space.
     pub name: String,
+    /// It is one of Redis' own; else its name may be anything.
+    pub is_known: bool,
     /// What it does.
     pub effect: Effect,
     /// Its keys; bytes that are not UTF-8 are replaced.
@@ -172,6 +174,7 @@ pub fn understand(arguments: &[Cow<'_, [u8]>]) -> Understood {
         .or_else(|| COMMANDS.get_key_value(name.as_str()));
     let unknown = |name: &str| Understood {
         name: name.chars().take(64).collect(),
+        is_known: false,
         effect: Effect::Admin,
         keys: Vec::new(),
     };
@@ -188,6 +191,7 @@ pub fn understand(arguments: &[Cow<'_, [u8]>]) -> Understood {
     }
     Understood {
         name: name.replace('|', " "),
+        is_known: true,
         effect: *effect,
         keys,
     }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Notes;
 use crate::{
-    policy::{Case, Login, Question, Rules, denial},
+    policy::{Case, Login, Question, Rules, denial, shape_of_request},
     proxy::Terms,
 };
 
@@ -236,7 +236,12 @@ impl Judge {
                     .map(|reading| reading.statements.as_slice().into())
                     .collect()
             });
-            let verdict = self.verdict(questions, &statement.shape);
+            // What nobody can read may be anything, a password that was typed in the wrong place too.
+            let shape = match &*statement.kind {
+                "unparsed" => "unparsed",
+                _ => &statement.shape,
+            };
+            let verdict = self.verdict(questions, shape);
             if verdict != Verdict::Carry {
                 return verdict;
             }
@@ -352,9 +357,9 @@ impl mantled_wire::command::Judge for Judge {
             } => {
                 let questions =
                     Question::of_request(method, *host, target, *is_more, *is_ambiguous);
-                // What stands behind the question mark may be confidential.
-                let path = target.split('?').next().unwrap_or_default();
-                self.verdict(questions, &format!("{method} {path}"))
+                let name = questions.first().map(Question::words).unwrap_or_default();
+                let method = name.split(" is ").next().unwrap_or_default();
+                self.verdict(questions, &shape_of_request(method, target))
             }
             Command::Redis { arguments, whole } => {
                 let question = Question::of_redis(arguments, *whole);
