@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod machine;
 mod path;
+mod policies;
 mod process;
 mod report;
 mod server;
@@ -28,7 +29,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::{process::Cpus, report::Report, site::Site, turn::Load};
 
 const USAGE: &str = "usage: bench [--rounds N] [--quick] [--paths NAME,...] [--output DIRECTORY] \
-                     [--revision TEXT] | bench --sessions N [--paths NAME,...] | bench commands [ROUNDS]";
+                     [--revision TEXT] | bench --sessions N [--paths NAME,...] | bench commands [ROUNDS] | \
+                     bench policies [ROUNDS]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         ["server", rest @ ..] => server::main(rest),
         ["commands"] => commands::main(5),
         ["commands", rounds] => rounds.parse().context(USAGE).and_then(commands::main),
+        ["policies"] => policies::main(15),
+        ["policies", rounds] => rounds.parse().context(USAGE).and_then(policies::main),
         options => Options::parse(options).and_then(|options| run(&options)),
     };
     match result {

@@ -27,6 +27,9 @@ pub(crate) struct Bench {
     /// Only what it costs to judge the statements of PostgreSQL's clients
     #[arg(long, conflicts_with_all = ["quick", "paths", "sessions"])]
     commands: bool,
+    /// Only what a decision costs, of 50, 500 and 5,000 policies
+    #[arg(long, conflicts_with_all = ["quick", "paths", "sessions", "commands"])]
+    policies: bool,
     /// What the results call the measured state [default: what git says]
     #[arg(long, value_name = "TEXT")]
     revision: Option<String>,
@@ -53,9 +56,14 @@ impl Bench {
         let built = sh::target().join("release");
         let mut bench = sh::command(&built.join("bench").to_string_lossy());
         bench.env("MANTLED_BIN", built.join("mantled"));
-        if self.commands {
+        let only = match (self.commands, self.policies) {
+            (true, _) => Some("commands"),
+            (_, true) => Some("policies"),
+            _ => None,
+        };
+        if let Some(only) = only {
             let rounds = self.rounds.map(|rounds| rounds.to_string());
-            return sh::run(bench.arg("commands").args(rounds));
+            return sh::run(bench.arg(only).args(rounds));
         }
         bench.arg("--output").arg(sh::target().join("bench"));
         let revision = self.revision.or_else(|| revision().ok());
