@@ -1,8 +1,8 @@
 //! What a decision costs, of few policies and of many.
 //!
-//! The policies are those of a fleet: each names the unit or the host that it is about, and a few are
-//! about everybody. The question is one that only few of them concern, whatever their number; loading
-//! is not measured.
+//! The policies are those of a fleet: each names the unit or the host that it is about, and one is
+//! about everybody. The question is one that two of them concern, whatever their number; loading is not
+//! measured.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -12,7 +12,7 @@ use mantled_policy::{Action, Facts, Policies, Service, Workload};
 /// Numbers of policies; the ratio is that of the last to the first.
 const COUNTS: [usize; 3] = [50, 500, 5_000];
 
-/// Questions that are timed as one: about 50 ms.
+/// Questions that are timed as one: some tens of milliseconds, so that the clock does not show.
 const QUESTIONS: u32 = 1_000;
 
 /// Measures, and prints medians, spread and ratio.
