@@ -16,7 +16,10 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 
-use crate::{Lab, mantled};
+use crate::{
+    Lab, mantled,
+    netns::{PINS, mount_bpffs},
+};
 
 /// The daemon's user.
 pub const DAEMON_USER: u32 = 61_001;
@@ -71,14 +74,11 @@ fn as_user(user: u32, capabilities: &[String]) -> Vec<String> {
 /// capabilities.
 ///
 /// # Errors
-/// Its directories cannot be made.
+/// The bpf file system cannot be mounted, or its directories cannot be made.
 pub fn as_unit(lab: &Lab, capabilities: &[String]) -> Result<Vec<String>> {
-    // What mantled-prepare.service, StateDirectory= and LogsDirectory= do.
-    for directory in [
-        "/sys/fs/bpf/mantled".into(),
-        lab.path("state"),
-        lab.path("records"),
-    ] {
+    // What the boot, mantled-prepare.service, StateDirectory= and LogsDirectory= do.
+    mount_bpffs()?;
+    for directory in [PINS.into(), lab.path("state"), lab.path("records")] {
         fs::create_dir_all(&directory)?;
         chown(&directory, Some(DAEMON_USER), Some(DAEMON_USER))?;
     }

@@ -5,10 +5,8 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::{Lab, Load, Machine, Package, SITE_V4, Server, eventually, run};
+use crate::{Lab, Load, Machine, Package, SITE_V4, Server, eventually, netns::PINS, run};
 
-/// Where everything of mantled's is pinned.
-const PINS: &str = "/sys/fs/bpf/mantled";
 const AGENT: &str = "/usr/local/bin/agent";
 const CONFIGURATION: &str = "/etc/mantled/mantled.toml";
 const SESSIONS: &str = "/var/lib/mantled/sessions";

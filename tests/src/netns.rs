@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
-    mount::umount,
+    mount::{MsFlags, mount, umount},
     sched::{CloneFlags, setns},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
@@ -27,6 +27,10 @@ pub const SITE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 2));
 pub const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1));
 /// The site's.
 pub const SITE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 2));
+
+const BPFFS: &str = "/sys/fs/bpf";
+/// Where the daemon keeps its pins.
+pub(crate) const PINS: &str = "/sys/fs/bpf/mantled";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -60,8 +64,7 @@ impl Lab {
                 String::from_utf8_lossy(&doctor.stdout)
             );
         }
-        let bpffs = Path::new("/sys/fs/bpf");
-        let mounted = statfs(bpffs).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+        let mounted = bpffs_is_mounted();
         let directory = tempfile::Builder::new()
             .prefix(&format!("mantled-lab-{}-", std::process::id()))
             .tempdir()?;
@@ -108,11 +111,36 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.unmount_bpffs && !Path::new("/sys/fs/bpf/mantled").exists() {
+        if self.unmount_bpffs {
             // The daemon mounts it where it is missing; in use by somebody else it stays.
-            let _ = umount("/sys/fs/bpf");
+            let _ = std::fs::remove_dir(PINS);
+            if !Path::new(PINS).exists() {
+                let _ = umount(BPFFS);
+            }
         }
     }
+}
+
+fn bpffs_is_mounted() -> bool {
+    statfs(BPFFS).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Mounts the bpf file system where it is missing, as systemd does when it boots.
+///
+/// # Errors
+/// It cannot be mounted.
+pub(crate) fn mount_bpffs() -> Result<()> {
+    if bpffs_is_mounted() {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .context("mount the bpf file system")
 }
 
 /// A network namespace; deleted when it is dropped.
