@@ -511,13 +511,14 @@ fn namespaces_with_the_same_addresses_do_not_mix() -> Result<()> {
         "enforce",
         "[[route]]\ncidr = \"10.99.0.2\"\ntls = \"exempt\"\n",
     )?;
-    // The same addresses and ports on both sides, at the same time.
+    // The same addresses and ports on both sides, at the same time. None that the kernel gives by
+    // itself: the daemon's own connections leave from those (net.ipv4.ip_local_port_range).
     let children: Vec<_> = containers
         .iter()
         .map(|container| {
             container
                 .command(&group, AGENT)
-                .args(["sources", "10.99.0.2:7000", "10.98.1.1 41000 41299"])
+                .args(["sources", "10.99.0.2:7000", "10.98.1.1 21000 21299"])
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
