@@ -22,6 +22,7 @@
 )]
 
 mod find;
+mod json;
 mod masker;
 mod masks;
 

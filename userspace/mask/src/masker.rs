@@ -1,11 +1,17 @@
 //! What stands in a value's place.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
-use crate::{Kind, Masks, Style, find};
+use crate::{Kind, Masks, Style, find, json};
 
 /// The secret from which tokens are made. It does not show itself.
 pub struct Key(hmac::Key);
@@ -35,22 +41,50 @@ const LENGTH: usize = 16;
 /// characters that a secret is known by.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
-/// Masks values.
+/// Masks values, and counts them.
 #[derive(Debug)]
-pub struct Masker<'a> {
-    masks: &'a Masks,
-    key: &'a Key,
+pub struct Masker {
+    masks: Masks,
+    key: Arc<Key>,
+    count: Arc<AtomicU64>,
 }
 
-impl<'a> Masker<'a> {
+impl Masker {
     /// That masks these, with this key.
-    pub fn new(masks: &'a Masks, key: &'a Key) -> Self {
-        Self { masks, key }
+    pub fn new(masks: Masks, key: Arc<Key>) -> Self {
+        Self {
+            masks,
+            key,
+            count: Arc::default(),
+        }
+    }
+
+    /// One that masks these as well, and counts on.
+    #[must_use]
+    pub fn and(&self, masks: &Masks) -> Self {
+        let mut all = self.masks.clone();
+        all.merge(masks);
+        Self {
+            masks: all,
+            key: Arc::clone(&self.key),
+            count: Arc::clone(&self.count),
+        }
     }
 
     /// What it masks.
-    pub fn masks(&self) -> &'a Masks {
-        self.masks
+    pub fn masks(&self) -> &Masks {
+        &self.masks
+    }
+
+    /// How many values it has masked.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// JSON without what detectors find in its strings, numbers and keys, and without what the masks
+    /// of fields name; None: it is no JSON.
+    pub fn json<'t>(&self, text: &'t [u8]) -> Option<Cow<'t, [u8]>> {
+        json::masked(self, text)
     }
 
     /// A text without what the detectors find in it.
@@ -72,16 +106,34 @@ impl<'a> Masker<'a> {
         Cow::Owned(masked)
     }
 
-    /// Is there something in it that a detector finds?
-    pub fn finds(&self, text: &[u8]) -> bool {
-        !find(text, |kind| self.masks.kind(kind).is_some()).is_empty()
+    /// How the strictest is masked of what detectors find in it; None: they find nothing.
+    pub fn worst(&self, text: &[u8]) -> Option<Style> {
+        let found = find(text, |kind| self.masks.kind(kind).is_some());
+        found
+            .iter()
+            .filter_map(|one| self.masks.kind(one.kind))
+            .max()
     }
 
     /// What stands for a whole value; None: NULL.
     pub fn whole(&self, value: &[u8], style: Style) -> Option<String> {
+        self.count.fetch_add(1, Ordering::Relaxed);
         match style {
             Style::Token => Some(format!("masked-{}", self.token(value))),
             Style::Fixed => Some(FIXED.to_owned()),
+            Style::Null => None,
+        }
+    }
+
+    /// What stands for a number, below `limit`; None: NULL.
+    pub fn number(&self, value: &[u8], style: Style, limit: u64) -> Option<u64> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        match style {
+            Style::Token => {
+                let digest = self.digest(value) % u128::from(limit.max(1));
+                Some(u64::try_from(digest).unwrap_or_default())
+            }
+            Style::Fixed => Some(0),
             Style::Null => None,
         }
     }
@@ -96,7 +148,9 @@ impl<'a> Masker<'a> {
         u128::from_be_bytes(head)
     }
 
+    /// What stands for a part of a text.
     fn part(&self, kind: Kind, value: &[u8], style: Style) -> String {
+        self.count.fetch_add(1, Ordering::Relaxed);
         match (style, kind) {
             (Style::Null, _) => String::new(),
             (Style::Fixed, Kind::Email) => format!("{FIXED}@{NOWHERE}"),
@@ -125,9 +179,12 @@ mod tests {
     use super::*;
 
     fn masks(text: &str, masks: &str) -> String {
-        let (masks, key) = (Masks::parse(masks).unwrap(), Key::new(&[7; 32]));
-        let masked = Masker::new(&masks, &key).text(text.as_bytes()).into_owned();
+        let masked = masker(masks, 7).text(text.as_bytes()).into_owned();
         String::from_utf8(masked).unwrap()
+    }
+
+    fn masker(masks: &str, key: u8) -> Masker {
+        Masker::new(Masks::parse(masks).unwrap(), Arc::new(Key::new(&[key; 32])))
     }
 
     #[test]
@@ -136,10 +193,7 @@ mod tests {
         assert_eq!(one, masks("ann@example.org", "email"));
         assert_ne!(one, masks("bob@example.org", "email"));
         assert!(one.ends_with("@masked.invalid"), "{one}");
-        let (list, other) = (Masks::parse("email").unwrap(), Key::new(&[8; 32]));
-        let masked = Masker::new(&list, &other)
-            .text(b"ann@example.org")
-            .into_owned();
+        let masked = masker("email", 8).text(b"ann@example.org").into_owned();
         assert_ne!(masked, one.as_bytes());
     }
 
@@ -169,14 +223,13 @@ mod tests {
         /// What has been masked is left alone the next time, whatever stands around it.
         #[test]
         fn tokens_are_no_values(before in "[ -~]{0,12}", value in any::<u64>(), after in "[ -~]{0,12}") {
-            let (list, key) = (Masks::parse(ALL).unwrap(), Key::new(&[7; 32]));
-            let masker = Masker::new(&list, &key);
+            let masker = masker(ALL, 7);
             for kind in Kind::ALL {
                 let token = masker.part(kind, &value.to_be_bytes(), Style::Token);
-                prop_assert!(!masker.finds(token.as_bytes()), "{}", token);
+                prop_assert!(masker.worst(token.as_bytes()).is_none(), "{}", token);
             }
             let whole = masker.whole(&value.to_be_bytes(), Style::Token).unwrap();
-            prop_assert!(!masker.finds(whole.as_bytes()), "{}", whole);
+            prop_assert!(masker.worst(whole.as_bytes()).is_none(), "{}", whole);
             let text = format!("{before} ann.{value}@example.org {after}");
             let once = masker.text(text.as_bytes()).into_owned();
             prop_assert!(!once.windows(12).any(|part| part == b"@example.org"));
@@ -185,8 +238,9 @@ mod tests {
         /// Any bytes at all.
         #[test]
         fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let (list, key) = (Masks::parse(ALL).unwrap(), Key::new(&[7; 32]));
-            let _ = Masker::new(&list, &key).text(&bytes);
+            let masker = masker(ALL, 7);
+            let _ = masker.text(&bytes);
+            let _ = masker.json(&bytes);
         }
     }
 }

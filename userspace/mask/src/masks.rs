@@ -221,6 +221,11 @@ impl Masks {
         self.columns.iter().map(|(column, style)| (column, *style))
     }
 
+    /// How this very column is masked.
+    pub fn of_column(&self, column: &Column) -> Option<Style> {
+        self.columns.get(column).copied()
+    }
+
     /// How a column of this table is masked. A field of its name counts.
     pub fn column(&self, schema: &str, table: &str, column: &str) -> Option<Style> {
         let is_it = |masked: &Column| {

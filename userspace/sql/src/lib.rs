@@ -25,6 +25,7 @@
 
 mod functions;
 mod lexer;
+mod names;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -82,6 +83,10 @@ pub struct Statement {
     pub shape: String,
     /// PREPARE, EXECUTE and DEALLOCATE: the name of the prepared statement.
     pub prepared: Option<String>,
+    /// Every word and name in it, in lower case.
+    pub names: BTreeSet<String>,
+    /// It may take rows whole, or columns by names that are not their own.
+    pub takes_rows: bool,
 }
 
 impl Statement {
@@ -96,6 +101,8 @@ impl Statement {
             unbounded: false,
             shape: String::new(),
             prepared: None,
+            names: BTreeSet::new(),
+            takes_rows: true,
         }
     }
 }
@@ -129,6 +136,10 @@ pub fn read(text: &[u8], dialect: Dialect) -> Vec<Statement> {
     tokens
         .split(|token| token.is(";"))
         .filter(|statement| !statement.is_empty())
-        .map(|statement| reader::read(statement, dialect))
+        .map(|statement| Statement {
+            names: names::names(statement),
+            takes_rows: names::takes_rows(statement),
+            ..reader::read(statement, dialect)
+        })
         .collect()
 }

@@ -1,6 +1,6 @@
 //! What policies are asked about a command.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use mantled_policy::{Command, Http, HttpClass, Kubernetes, Redis, RedisClass, Sql, SqlClass};
 use mantled_sql::{Action, Statement};
@@ -68,6 +68,7 @@ impl Question {
     fn of_one(statement: &Statement) -> Vec<Self> {
         let told = Arc::new(Statement {
             shape: String::new(),
+            names: BTreeSet::new(),
             ..statement.clone()
         });
         let actions = statement.actions.iter();
