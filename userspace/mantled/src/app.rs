@@ -142,6 +142,11 @@ impl App {
         let connectors = Connectors::new(&config).map_err(StartError::Configuration)?;
         let rules =
             Rules::load(config.policy().dir.as_deref()).map_err(StartError::Configuration)?;
+        // `mantled exec` is nobody's daemon: it has no state, and is not asked.
+        let daemon = options.pins.is_some();
+        let rules = rules
+            .keyed(daemon.then(|| config.state_dir()))
+            .map_err(StartError::Configuration)?;
         let rules = Arc::new(rules);
         let mut wanted = Vec::new();
         for enrollment in config.enrollments() {
@@ -151,8 +156,6 @@ impl App {
             }
             wanted.push(Wanted::configured(enrollment));
         }
-        // `mantled exec` is nobody's daemon: it has no state, and is not asked.
-        let daemon = options.pins.is_some();
         if daemon {
             let kept = StateFile::in_directory(config.state_dir())
                 .load()

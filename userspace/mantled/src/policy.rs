@@ -5,14 +5,17 @@
 //! nobody is asked.
 
 mod command;
+mod key;
 
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
+use mantled_mask::{Column, Key, Masks};
 use mantled_policy::{
     Action, Command, Decision, Facts, Family, Opened, Policies, Service, Tls, Workload,
 };
@@ -28,7 +31,21 @@ use crate::{
 
 /// The policies of this host.
 #[derive(Debug, Default)]
-pub struct Rules(Option<Policies>);
+pub struct Rules {
+    /// None: nobody is asked.
+    policies: Option<Policies>,
+    /// Where they mask anything.
+    masking: Option<Masking>,
+}
+
+/// What masks are made with.
+#[derive(Clone, Debug)]
+pub struct Masking {
+    /// Tokens are made of it.
+    pub key: Arc<Key>,
+    /// All columns that any policy masks.
+    pub columns: Arc<[Column]>,
+}
 
 /// One session as policies see it.
 #[derive(Clone, Debug, Default)]
@@ -106,12 +123,57 @@ impl Rules {
                 dir.display()
             ));
         }
-        Ok(Self(Some(policies)))
+        Ok(Self {
+            policies: Some(policies),
+            masking: None,
+        })
+    }
+
+    /// The same with the key of this host, where they mask anything; without a directory, with a key
+    /// that nobody keeps.
+    ///
+    /// # Errors
+    /// The key cannot be read or made, and what to do.
+    pub fn keyed(mut self, state_dir: Option<&Path>) -> Result<Self, String> {
+        if let Some(policies) = self.policies.as_ref().filter(|policies| policies.mask()) {
+            let key = match state_dir {
+                Some(state_dir) => key::load(state_dir)?,
+                None => key::passing()?,
+            };
+            self.masking = Some(Masking {
+                key: Arc::new(key),
+                columns: policies.masked_columns().into_iter().collect(),
+            });
+        }
+        Ok(self)
+    }
+
+    /// What masks are made with; None: nothing is masked.
+    pub fn masking(&self) -> Option<&Masking> {
+        self.masking.as_ref()
+    }
+
+    /// What is masked in every answer of a session that is open.
+    pub fn masks(&self, case: &Case) -> Masks {
+        let mut masks = Masks::default();
+        if self.masking.is_some() {
+            let before = Case {
+                opened: None,
+                ..case.clone()
+            };
+            for decision in [self.decide(&before), self.decide(case)]
+                .into_iter()
+                .flatten()
+            {
+                masks.merge(&decision.masks);
+            }
+        }
+        masks
     }
 
     /// How many there are; None: nobody is asked.
     pub fn count(&self) -> Option<usize> {
-        self.0.as_ref().map(Policies::count)
+        self.policies.as_ref().map(Policies::count)
     }
 
     /// What they say of this, now; None: nobody is asked.
@@ -122,7 +184,7 @@ impl Rules {
     /// Whose commands must be permitted in a session that is open.
     pub fn families(&self, case: &Case) -> Vec<Family> {
         let now = crate::time::rfc3339(SystemTime::now());
-        self.0
+        self.policies
             .as_ref()
             .map_or_else(Vec::new, |policies| policies.families(&case.facts(&now)))
     }
@@ -134,7 +196,7 @@ impl Rules {
         command: Command<'_>,
         now: Option<&str>,
     ) -> Option<Decision> {
-        let policies = self.0.as_ref()?;
+        let policies = self.policies.as_ref()?;
         let way = case.opened.as_ref()?;
         let now = now.map_or_else(|| crate::time::rfc3339(SystemTime::now()), str::to_owned);
         Some(policies.decide(&Facts {
@@ -145,7 +207,7 @@ impl Rules {
 
     /// The same at another time: RFC 3339, UTC.
     pub fn decide_at(&self, case: &Case, now: Option<&str>) -> Option<Decision> {
-        let policies = self.0.as_ref()?;
+        let policies = self.policies.as_ref()?;
         let now = now.map_or_else(|| crate::time::rfc3339(SystemTime::now()), str::to_owned);
         Some(policies.decide(&case.facts(&now)))
     }

@@ -252,6 +252,11 @@ impl Masks {
         self.fields.get(&name.to_lowercase()).copied()
     }
 
+    /// Are there masks of fields?
+    pub fn has_fields(&self) -> bool {
+        !self.fields.is_empty()
+    }
+
     /// How the value of a key is masked.
     pub fn key(&self, key: &[u8]) -> Option<Style> {
         self.keys

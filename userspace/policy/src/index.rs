@@ -4,15 +4,21 @@
 //! resource. What a question's principal and resource are, and are in, tells where to look.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use cedar_policy::{
-    ActionConstraint, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, Schema,
+    ActionConstraint, EntityUid, Policy, PolicyId, PolicySet, PrincipalConstraint,
+    ResourceConstraint, Schema,
 };
 
-use crate::facts::{Asked, Family};
+use mantled_mask::{Column, Masks};
+
+use crate::{
+    facts::{Asked, Family},
+    load,
+};
 
 /// Sets that are remembered: a host has few kinds of agents.
 const SETS: usize = 1024;
@@ -20,6 +26,8 @@ const SETS: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Index {
     policies: Vec<Policy>,
+    /// What those with obligations mask.
+    masks: HashMap<PolicyId, Masks>,
     actions: HashMap<String, Scopes>,
     /// Policies that name an action of the family's.
     families: HashMap<Family, Scopes>,
@@ -63,8 +71,13 @@ impl Index {
                 actions.entry(name).or_default().file(policy, place);
             }
         }
+        let masks = policies
+            .iter()
+            .filter_map(|policy| Some((policy.id().clone(), load::masks(policy)?)))
+            .collect();
         Self {
             policies,
+            masks,
             actions,
             families,
             sets: Mutex::default(),
@@ -73,6 +86,25 @@ impl Index {
 
     pub(crate) fn len(&self) -> usize {
         self.policies.len()
+    }
+
+    /// What these policies mask together.
+    pub(crate) fn masks<'a>(&self, policies: impl Iterator<Item = &'a PolicyId>) -> Masks {
+        let mut masks = Masks::default();
+        for own in policies.filter_map(|id| self.masks.get(id)) {
+            masks.merge(own);
+        }
+        masks
+    }
+
+    pub(crate) fn mask(&self) -> bool {
+        !self.masks.is_empty()
+    }
+
+    /// All columns that any policy masks.
+    pub(crate) fn columns(&self) -> BTreeSet<Column> {
+        let columns = self.masks.values().flat_map(Masks::columns);
+        columns.map(|(column, _)| column.clone()).collect()
     }
 
     /// The families whose commands are to be put to the policies.

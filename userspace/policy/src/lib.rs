@@ -15,7 +15,10 @@ pub use facts::{
 };
 pub use load::{Mistake, SCHEMA};
 
+use std::collections::BTreeSet;
+
 use cedar_policy::{Authorizer, Entities, PolicyId, Schema};
+use mantled_mask::{Column, Masks};
 
 use index::Index;
 
@@ -38,12 +41,24 @@ pub struct Decision {
     pub policies: Vec<String>,
     /// What could not be evaluated, each of which denies.
     pub errors: Vec<String>,
+    /// What is to be masked in the answers: what any of the permits that made it so says.
+    pub masks: Masks,
 }
 
 impl Policies {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.index.len()
+    }
+
+    /// Does any of them mask anything?
+    pub fn mask(&self) -> bool {
+        self.index.mask()
+    }
+
+    /// All columns that any of them masks, in order.
+    pub fn masked_columns(&self) -> BTreeSet<Column> {
+        self.index.columns()
     }
 
     /// The families of which every command must be permitted: a policy whose scope this workload and
@@ -61,6 +76,7 @@ impl Policies {
             allowed: false,
             policies: Vec::new(),
             errors: vec![error],
+            masks: Masks::default(),
         };
         let asked = match facts.ask(&self.schema, &self.actions) {
             Ok(asked) => asked,
@@ -79,8 +95,15 @@ impl Policies {
             .map(|id: &PolicyId| id.to_string())
             .collect();
         policies.sort_unstable();
+        let allowed = errors.is_empty() && response.decision() == cedar_policy::Decision::Allow;
+        let masks = if allowed {
+            self.index.masks(diagnostics.reason())
+        } else {
+            Masks::default()
+        };
         Decision {
-            allowed: errors.is_empty() && response.decision() == cedar_policy::Decision::Allow,
+            allowed,
+            masks,
             policies,
             errors,
         }

@@ -2,7 +2,8 @@
 
 use std::{collections::HashMap, fmt};
 
-use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{Effect, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use mantled_mask::Masks;
 use miette::Diagnostic;
 
 use crate::{Policies, index::Index};
@@ -11,10 +12,10 @@ use crate::{Policies, index::Index};
 pub const SCHEMA: &str = include_str!("mantled.cedarschema");
 
 /// Annotations that mean something.
-const ANNOTATIONS: [&str; 2] = ["id", "description"];
+const ANNOTATIONS: [&str; 3] = ["id", "description", "mask"];
 
 /// Annotations that will.
-const LATER: [&str; 3] = ["approval", "mask", "record"];
+const LATER: [&str; 2] = ["approval", "record"];
 
 /// What is wrong with a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,9 +186,34 @@ impl Source<'_> {
                     self.mistake(place, message, "remove it, or forbid what needs it")
                 } else {
                     let message = format!("@{name} means nothing here");
-                    self.mistake(place, message, "annotations are @id and @description")
+                    self.mistake(
+                        place,
+                        message,
+                        "annotations are @id, @description and @mask",
+                    )
                 }
             })
+            .chain(self.check_masks(policy, place))
             .collect()
     }
+
+    /// Masks that cannot be read, or that nothing would come of.
+    fn check_masks(&self, policy: &Policy, place: Option<usize>) -> Option<Mistake> {
+        let masks = policy.annotation("mask")?;
+        if policy.effect() == Effect::Forbid {
+            let message =
+                "@mask says what is masked in what a policy permits, and this one forbids";
+            return Some(self.mistake(place, message.to_owned(), "write it before a permit"));
+        }
+        let mistake = Masks::parse(masks).err()?;
+        let message = format!("@mask: {mistake}");
+        let hint =
+            "for example @mask(\"email, card=fixed, column:users.ssn, field:password=null\")";
+        Some(self.mistake(place, message, hint))
+    }
+}
+
+/// What a policy that was checked masks.
+pub(crate) fn masks(policy: &Policy) -> Option<Masks> {
+    Masks::parse(policy.annotation("mask")?).ok()
 }

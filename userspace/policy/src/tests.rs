@@ -174,9 +174,9 @@ fn mistakes_have_a_place_and_a_remedy() {
             "@aproval means nothing",
         ),
         (
-            "\n@id(\"a\") @mask(\"card\") permit(principal, action, resource);",
+            "\n@id(\"a\") @approval(\"x\") permit(principal, action, resource);",
             2,
-            "@mask is not available yet",
+            "@approval is not available yet",
         ),
         (
             "permit(principal in ?principal, action, resource);",
@@ -290,4 +290,44 @@ fn who_names_no_command_asks_for_none() {
     ] {
         assert_eq!(policies(text).families(&open("1.3")), families, "{text}");
     }
+}
+
+#[test]
+fn masks_of_all_permits_hold_together() {
+    let policies = policies(
+        r#"@mask("email, card=fixed") permit(principal, action == Action::"open", resource);
+           @mask("email=null, column:users.ssn") permit(principal, action, resource);
+           @mask("jwt") permit(principal, action == Action::"open", resource) when { context.path == "x" };"#,
+    );
+    let decision = policies.decide(&open("TLSv1.3"));
+    assert_eq!(
+        decision.masks.to_string(),
+        "email=null, card=fixed, column:users.ssn"
+    );
+    let columns = policies.masked_columns();
+    assert_eq!(columns.len(), 1);
+    // What is denied has no obligations.
+    let denying = policies_with_forbid();
+    assert!(denying.decide(&open("TLSv1.3")).masks.is_empty());
+}
+
+fn policies_with_forbid() -> Policies {
+    policies(
+        r#"@mask("email") permit(principal, action, resource);
+           forbid(principal, action == Action::"open", resource);"#,
+    )
+}
+
+#[test]
+fn masks_that_mean_nothing_are_mistakes() {
+    let text = r#"
+@id("a") @mask("mail") permit(principal, action, resource);
+@id("b") @mask("email") forbid(principal, action, resource);"#;
+    let mistakes = mistakes(text);
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    assert!(
+        mistakes[0].starts_with("dir/test.cedar:2: @mask: \"mail\""),
+        "{mistakes:?}"
+    );
+    assert!(mistakes[1].contains("forbids"), "{mistakes:?}");
 }

@@ -238,6 +238,9 @@ pub struct SessionRecord {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub refusals: Vec<String>,
+    /// How many values were masked in what the server answered; absent where nothing was to be.
+    #[serde(rename = "mantled.masked", skip_serializing_if = "Option::is_none")]
+    pub masked: Option<u64>,
     /// Mode of the group at connect().
     #[serde(rename = "mantled.mode", skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
@@ -336,6 +339,7 @@ impl SessionRecord {
             policy_host: None,
             commands: None,
             commands_refused: None,
+            masked: None,
             refusals: Vec::new(),
             mode: None,
             transport: "tcp",

@@ -8,7 +8,9 @@
 //! the way back. So the server itself keeps the order of answers, fails the transaction, and knows the
 //! state that the agent is told.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
+
+use mantled_mask::{Column, Masker};
 
 /// One command, as far as its protocol tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,4 +73,54 @@ pub enum Verdict {
 pub trait Judge: Send + std::fmt::Debug {
     /// Asked once for each command, in the order in which the server would see them.
     fn judge(&mut self, command: &Command<'_>) -> Verdict;
+
+    /// What is masked in the answer to the command that was judged last, if anything. What is masked
+    /// once stays so until the session ends.
+    fn masked(&self) -> Option<Masked> {
+        None
+    }
+}
+
+/// What is masked in an answer.
+#[derive(Clone, Debug)]
+pub struct Masked {
+    /// Masks it.
+    pub masker: Arc<Masker>,
+    /// All columns that the masks of any answer of this session can name, always in the same order.
+    pub columns: Arc<[Column]>,
+    /// A number that changes when what is known of the server's tables is too old.
+    pub epoch: u64,
+    /// What the command can have looked at.
+    pub reach: Arc<Reach>,
+}
+
+/// What a command can have looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Every name in it, in lower case; None: nobody can tell.
+    pub names: Option<BTreeSet<String>>,
+    /// It may take rows whole, or columns by names that are not their own.
+    pub takes_rows: bool,
+    /// It may write, or do other things than read.
+    pub writes: bool,
+}
+
+impl Reach {
+    /// Of a command of which nothing is known.
+    pub fn unknown() -> Self {
+        Self::default()
+    }
+
+    /// What this command and another one can have looked at.
+    pub fn add(&mut self, other: &Self) {
+        self.names = match (self.names.take(), &other.names) {
+            (Some(mut names), Some(others)) => {
+                names.extend(others.iter().cloned());
+                Some(names)
+            }
+            _ => None,
+        };
+        self.takes_rows |= other.takes_rows;
+        self.writes |= other.writes;
+    }
 }

@@ -3,6 +3,7 @@
 //! commands that follow it, where they are to be judged.
 
 mod authentication;
+mod masking;
 mod message;
 mod session;
 #[cfg(test)]

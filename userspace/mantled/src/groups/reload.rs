@@ -40,7 +40,7 @@ impl Groups {
             .ok_or("mantled runs without a configuration file")?;
         let config = Config::load(path).map_err(|errors| errors.to_string())?;
         let connectors = Connectors::new(&config)?;
-        let rules = Rules::load(config.policy().dir.as_deref())?;
+        let rules = Rules::load(config.policy().dir.as_deref())?.keyed(Some(config.state_dir()))?;
         for enrollment in config.enrollments() {
             if let Target::Cgroup(path) = enrollment.target() {
                 Cgroup::open(Path::new(path.as_str()))

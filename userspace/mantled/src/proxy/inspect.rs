@@ -7,6 +7,7 @@
 mod judge;
 mod notes;
 
+use mantled_mask::Masks;
 use mantled_policy::Family;
 use mantled_record::Path;
 use mantled_redirect::{Peer, abi};
@@ -21,7 +22,7 @@ use crate::{
     error::{Cause, Failure},
     policy::{Case, Rules},
 };
-use judge::{Judge, Language};
+use judge::{Judge, Language, Task};
 
 pub(super) use notes::Notes;
 
@@ -53,17 +54,37 @@ const SHOWN: &[&str] = &[
     "ssh",
 ];
 
-/// Can everything that has to be permitted in this session be read?
+/// Protocols whose answers can be masked.
+const MASKED: &[&str] = &["postgresql"];
+
+/// Can everything that has to be permitted in this session be read, and what is masked in it be masked?
 pub(super) fn is_legible(rules: &Rules, case: &Case) -> Result<(), Failure> {
     let Some(way) = case.opened.as_ref() else {
         return Ok(());
     };
+    let protocol = way.protocol.as_deref();
+    let is_native = way.path == Path::Native.name();
+    let masks = rules.masks(case);
+    if !masks.is_empty()
+        && (is_native || !protocol.is_some_and(|protocol| MASKED.contains(&protocol)))
+    {
+        let protocol = match protocol {
+            _ if is_native => "TLS of the agent's own",
+            Some(protocol) => protocol,
+            None => "a protocol that is not known",
+        };
+        return Err(Failure::new(
+            Cause::PolicyDenied,
+            format!(
+                "a policy masks what this service answers ({masks}), and mantled cannot mask \
+                 {protocol}"
+            ),
+        ));
+    }
     let families = rules.families(case);
     if families.is_empty() {
         return Ok(());
     }
-    let protocol = way.protocol.as_deref();
-    let is_native = way.path == Path::Native.name();
     let is_judged = family(protocol).is_some_and(|family| families.contains(&family));
     let why = match protocol {
         _ if is_native && protocol != Some("ssh") => "the agent speaks TLS of its own",
@@ -108,7 +129,15 @@ pub(super) fn inspected(
         plan.protocol,
     );
     let families = context.rules.families(&case);
-    if !family(session.record.protocol).is_some_and(|family| families.contains(&family)) {
+    let is_judged =
+        family(session.record.protocol).is_some_and(|family| families.contains(&family));
+    let observes = peer.flow.mode == abi::MODE_OBSERVE;
+    let masks = match observes {
+        // It changes nothing.
+        true => Masks::default(),
+        false => context.rules.masks(&case),
+    };
+    if !is_judged && masks.is_empty() {
         return (way, None);
     }
     let notes = Notes::of(&session.record);
@@ -116,11 +145,19 @@ pub(super) fn inspected(
         context.changes.subscribe(),
         case,
         &session.record,
-        peer.flow.mode == abi::MODE_OBSERVE,
         notes.clone(),
-        match spoken {
-            Spoken::Known(Protocol::Mysql) => Language::Mysql,
-            _ => Language::Postgresql,
+        Task {
+            language: match spoken {
+                Spoken::Known(Protocol::Mysql) => Language::Mysql,
+                _ => Language::Postgresql,
+            },
+            observes,
+            judges: is_judged,
+            can_mask: session
+                .record
+                .protocol
+                .is_some_and(|protocol| MASKED.contains(&protocol)),
+            masks,
         },
     ));
     let way = match spoken {

@@ -199,7 +199,12 @@ impl Planned {
         // An inspector asks the new policies by itself; where there is none, it is too late for one.
         let inspected = self.terms.rules.families(case);
         let to_inspect = terms.rules.families(case);
-        to_inspect.iter().all(|family| inspected.contains(family))
+        // What is masked in all answers of a session is settled when it begins.
+        let masked = self.terms.rules.masks(case);
+        let mut to_mask = masked.clone();
+        to_mask.merge(&terms.rules.masks(case));
+        to_mask == masked
+            && to_inspect.iter().all(|family| inspected.contains(family))
             && terms
                 .rules
                 .decide(case)

@@ -288,6 +288,7 @@ impl Upgrade<'_> {
                 self.revocation.permitted(case);
             } else if self.session.record.would_refuse == Some(Cause::PolicyDenied.name())
                 || !self.context.rules.families(&case).is_empty()
+                || !self.context.rules.masks(&case).is_empty()
             {
                 self.revocation.only_observed();
             }

@@ -8,16 +8,26 @@
 //! transaction fails as it does for every error, what follows in the same pipeline is skipped until
 //! Sync, and the ReadyForQuery that comes says the truth. To replace that error's words, the answers
 //! that the server owes are counted: [`Owed`].
+//!
+//! Where answers are masked ([`masking`](super::masking)), two things are asked of the server that the
+//! agent has not asked, and their answers are left out: which columns are masked, before the first such
+//! command; and what the columns of a portal are, before each Execute.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Severity, error_response, header};
+use super::{
+    Severity, error_response, header,
+    masking::{
+        self, Copied, Rows,
+        catalogue::{self, Catalogue},
+    },
+};
 use crate::{
     Next, Progress, Rewrite, RewriteError,
-    command::{Command, Judge, Verdict},
+    command::{Command, Judge, Masked, Reach, Verdict},
     reader::Reader,
 };
 
@@ -30,6 +40,12 @@ const MAX_NAMES: usize = 4 * 1024;
 /// Longest message of the server's that is looked into.
 const MAX_ANSWER: usize = 64 * 1024;
 
+/// Longest row, and longest description of one, that is masked.
+const MAX_ROW: usize = 1024 * 1024;
+
+/// Most portals of which is remembered what they can have looked at.
+const MAX_PORTALS: usize = 1024;
+
 /// Most answers that the server may owe.
 const MAX_OWED: usize = 128 * 1024;
 
@@ -41,7 +57,8 @@ const REFUSED: &[u8] = b"refused by mantled";
 
 /// The two directions of a session, from its start-up packet on.
 ///
-/// The first holds at most a message of 256 KiB, the second one of 64 KiB; together they remember at
+/// The first holds at most a message of 256 KiB, the second one of 64 KiB, or of 1 MiB where rows are
+/// masked; together they remember at
 /// most 128 Ki answers that are owed.
 pub fn inspect(judge: Box<dyn Judge>) -> (FromAgent, FromServer) {
     let shared = Arc::new(Mutex::new(Shared::default()));
@@ -50,10 +67,13 @@ pub fn inspect(judge: Box<dyn Judge>) -> (FromAgent, FromServer) {
             shared: Arc::clone(&shared),
             judge,
             state: State::Startup(Vec::new()),
+            asking: Asking::default(),
         },
         FromServer {
             shared,
             state: State::Head(Vec::new()),
+            rows: None,
+            copied: None,
         },
     )
 }
@@ -67,6 +87,12 @@ struct Shared {
     skipping: bool,
     /// `standard_conforming_strings`, as the server has said it last.
     standard_strings: Option<bool>,
+    /// The transaction's state, as the last ReadyForQuery has told it.
+    status: u8,
+    /// What is masked in what the server says unasked; None: nothing yet.
+    masked: Option<Masked>,
+    /// Which columns are masked, once the server has said it; None: it is not known.
+    catalogue: Option<Catalogue>,
 }
 
 /// An answer that the server owes. What has been refused carries the words for the agent.
@@ -75,7 +101,19 @@ enum Owed {
     /// To the start-up packet: everything until ReadyForQuery.
     Startup,
     /// To Query and FunctionCall: everything until ReadyForQuery.
-    Query(Option<Box<str>>),
+    Query(Option<Box<str>>, Option<Masked>),
+    /// To Execute: one message that ends it.
+    Execute(Option<Masked>),
+    /// To a Describe of the portal that is executed next, of our own: it is left out.
+    Portal(Masked),
+    /// To what we ask about the catalogue: everything is left out until the last of it.
+    Catalogue {
+        /// So far.
+        found: Box<Catalogue>,
+        /// ReadyForQuery comes; else the second CloseComplete is the last.
+        has_sync: bool,
+        closed: usize,
+    },
     /// To a message of the extended protocol: one message that ends it.
     Part(Part, Option<Box<str>>),
     /// To Sync: ReadyForQuery.
@@ -88,7 +126,6 @@ enum Part {
     Bind,
     Close,
     Describe,
-    Execute,
 }
 
 impl Shared {
@@ -115,9 +152,10 @@ impl Shared {
                     | (Part::Bind, b'2')
                     | (Part::Close, b'3')
                     | (Part::Describe, b'T' | b'n')
-                    | (Part::Execute, b'C' | b'I' | b's')
             ),
-            (Some(Owed::Startup | Owed::Query(_) | Owed::Sync), b'Z') => true,
+            (Some(Owed::Execute(_)), b'C' | b'I' | b's') => true,
+            (Some(Owed::Portal(_)), b'T' | b'n') => true,
+            (Some(Owed::Startup | Owed::Query(..) | Owed::Sync), b'Z') => true,
             _ => false,
         };
         if done {
@@ -128,16 +166,43 @@ impl Shared {
     /// The server has answered with an error: what the agent is told in its place, if that is ours.
     fn failed(&mut self) -> Option<Box<str>> {
         match self.owed.front_mut() {
-            Some(Owed::Query(refused)) => refused.take(),
+            Some(Owed::Query(refused, _)) => refused.take(),
             Some(Owed::Part(_, refused)) => {
                 let refused = refused.take();
-                while matches!(self.owed.front(), Some(Owed::Part(..) | Owed::Query(_))) {
-                    self.owed.pop_front();
-                }
-                self.skipping = self.owed.is_empty();
+                self.skip();
                 refused
             }
+            Some(Owed::Execute(_) | Owed::Portal(_) | Owed::Catalogue { .. }) => {
+                self.skip();
+                None
+            }
             _ => None,
+        }
+    }
+
+    /// The server skips everything until Sync.
+    fn skip(&mut self) {
+        while !matches!(self.owed.front(), Some(Owed::Sync | Owed::Startup) | None) {
+            self.owed.pop_front();
+        }
+        self.skipping = self.owed.is_empty();
+    }
+
+    /// What is masked in what comes next.
+    fn masked(&self) -> Option<&Masked> {
+        match self.owed.front() {
+            Some(Owed::Query(_, masked) | Owed::Execute(masked)) => masked.as_ref(),
+            Some(Owed::Portal(masked)) => Some(masked),
+            _ => None,
+        }
+    }
+
+    /// Is what comes next for us alone? What the server says unasked is not.
+    fn is_ours(&self, kind: u8) -> bool {
+        match self.owed.front() {
+            Some(Owed::Catalogue { .. }) => !b"NSA".contains(&kind),
+            Some(Owed::Portal(_)) => matches!(kind, b'T' | b'n'),
+            _ => false,
         }
     }
 }
@@ -146,7 +211,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn fault<T>(what: &str) -> Result<T, RewriteError> {
+pub(super) fn fault<T>(what: &str) -> Result<T, RewriteError> {
     Err(RewriteError::Protocol(format!("PostgreSQL: {what}")))
 }
 
@@ -166,9 +231,13 @@ enum State {
 }
 
 impl State {
-    /// How much of `input` is carried as it is: what is left of a message, and those behind it that
-    /// are CopyData or of one other type that needs no look.
-    fn pass(&mut self, input: &[u8], other: u8) -> Result<usize, RewriteError> {
+    /// How much of `input` is carried as it is: what is left of a message, and those behind it whose
+    /// type needs no look.
+    fn pass(
+        &mut self,
+        input: &[u8],
+        needs_none: impl Fn(u8) -> bool,
+    ) -> Result<usize, RewriteError> {
         let mut rest = input;
         loop {
             match self {
@@ -178,7 +247,7 @@ impl State {
                     take(left, &mut rest);
                 }
                 Self::Head(held) if held.is_empty() => match message(rest) {
-                    Ok(Some((kind, body))) if kind == b'd' || kind == other => {
+                    Ok(Some((kind, body))) if needs_none(kind) => {
                         *self = Self::Pass(HEADER + body);
                     }
                     // What is wrong with it is told when it is read.
@@ -226,6 +295,95 @@ pub struct FromAgent {
     shared: Arc<Mutex<Shared>>,
     judge: Box<dyn Judge>,
     state: State,
+    asking: Asking,
+}
+
+/// What is asked of the server on our own account.
+#[derive(Debug, Default)]
+struct Asking {
+    /// Goes before the message that is decided about.
+    before: Vec<u8>,
+    /// What each portal can have looked at.
+    portals: HashMap<Vec<u8>, Arc<Reach>>,
+    /// The agent's pipeline has no Sync yet.
+    in_pipeline: bool,
+    /// The columns that were asked about last, and when.
+    asked: Option<(Arc<[mantled_mask::Column]>, u64)>,
+}
+
+impl Asking {
+    /// What is masked in the answer to the command that was carried just now.
+    fn masked(
+        &mut self,
+        shared: &mut Shared,
+        judge: &dyn Judge,
+    ) -> Result<Option<Masked>, RewriteError> {
+        let Some(masked) = judge.masked() else {
+            return Ok(None);
+        };
+        if !masked.columns.is_empty() {
+            self.ask(shared, &masked)?;
+        }
+        shared.masked = Some(Masked {
+            reach: Arc::new(Reach::unknown()),
+            ..masked.clone()
+        });
+        Ok(Some(masked))
+    }
+
+    /// Asks which columns are masked, where that is not known, or is too old and asking is nobody's
+    /// harm: outside of transactions and pipelines.
+    fn ask(&mut self, shared: &mut Shared, masked: &Masked) -> Result<(), RewriteError> {
+        let are_known = matches!(&self.asked, Some((columns, _)) if **columns == *masked.columns);
+        let is_fresh = matches!(self.asked, Some((_, epoch)) if epoch == masked.epoch);
+        let is_idle = shared.owed.is_empty() && shared.status == b'I' && !self.in_pipeline;
+        if are_known && (is_fresh || !is_idle) || shared.skipping {
+            return Ok(());
+        }
+        let has_sync = !self.in_pipeline;
+        shared.owe(Owed::Catalogue {
+            found: Box::default(),
+            has_sync,
+            closed: 0,
+        })?;
+        self.before = catalogue::question(&masked.columns, has_sync);
+        self.asked = Some((Arc::clone(&masked.columns), masked.epoch));
+        Ok(())
+    }
+
+    /// A portal is executed: what its columns are is asked first.
+    fn execute(
+        &mut self,
+        portal: &[u8],
+        shared: &mut Shared,
+        judge: &dyn Judge,
+    ) -> Result<Option<Masked>, RewriteError> {
+        let Some(mut masked) = self.masked(shared, judge)? else {
+            return Ok(None);
+        };
+        // A portal that DECLARE has made, for one, is not known.
+        let reach = self.portals.get(portal).cloned();
+        masked.reach = reach.unwrap_or_else(|| Arc::new(Reach::unknown()));
+        self.before
+            .extend(framed(b'D', &[b"P", portal, &[0]].concat()));
+        shared.owe(Owed::Portal(masked.clone()))?;
+        Ok(Some(masked))
+    }
+
+    fn bound(&mut self, portal: &[u8], masked: Option<&Masked>) {
+        if self.portals.len() >= MAX_PORTALS {
+            self.portals.clear();
+        }
+        match masked {
+            Some(masked) => {
+                let reach = Arc::clone(&masked.reach);
+                self.portals.insert(portal.to_owned(), reach);
+            }
+            None => {
+                self.portals.remove(portal);
+            }
+        }
+    }
 }
 
 /// What has been decided about a message of which a part has come.
@@ -267,7 +425,7 @@ impl FromAgent {
                         if !fill(held, needed, &mut input) {
                             return Ok(Next::Continue);
                         }
-                        match decide(held, &self.shared, &mut *self.judge)? {
+                        match decide(held, &self.shared, &mut *self.judge, &mut self.asking)? {
                             Decision::NeedMore(more) => needed = more,
                             decision => break decision,
                         }
@@ -276,6 +434,7 @@ impl FromAgent {
                         return Ok(Next::Continue);
                     };
                     let left = (HEADER + body).saturating_sub(held.len());
+                    out.append(&mut self.asking.before);
                     self.state = match decision {
                         Decision::Replace(other) => {
                             out.extend_from_slice(&other);
@@ -301,7 +460,7 @@ impl FromAgent {
 
 impl Rewrite for FromAgent {
     fn pass(&mut self, input: &[u8]) -> Result<usize, RewriteError> {
-        self.state.pass(input, b'd')
+        self.state.pass(input, |kind| kind == b'd')
     }
 
     fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError> {
@@ -315,6 +474,7 @@ fn decide(
     held: &[u8],
     shared: &Mutex<Shared>,
     judge: &mut dyn Judge,
+    asking: &mut Asking,
 ) -> Result<Decision, RewriteError> {
     let Some((kind, body)) = message(held)? else {
         return Ok(Decision::NeedMore(HEADER));
@@ -328,7 +488,7 @@ fn decide(
                 return Ok(Decision::NeedMore(HEADER + body));
             }
             let come = come.get(..body.min(come.len())).unwrap_or_default();
-            return statement(kind, (!is_long).then_some(come), &mut shared, judge);
+            return statement(kind, (!is_long).then_some(come), &mut shared, judge, asking);
         }
         b'B' => {
             let beginning = body.min(MAX_NAMES);
@@ -339,23 +499,40 @@ fn decide(
             let Some((portal, name)) = reader.cstring().zip(reader.cstring()) else {
                 return fault("a Bind without names");
             };
-            let verdict = judge.judge(&Command::Prepared { name });
-            let other = || {
-                let names = [portal, &[0], REFUSED, &[0; 7]];
-                framed(b'B', &names.concat())
+            return match judge.judge(&Command::Prepared { name }) {
+                Verdict::Carry => {
+                    let masked = asking.masked(&mut shared, judge)?;
+                    asking.bound(portal, masked.as_ref());
+                    asking.in_pipeline = true;
+                    carried(Owed::Part(Part::Bind, None), &mut shared)
+                }
+                Verdict::Refuse(words) => {
+                    asking.in_pipeline = true;
+                    let names = [portal, &[0], REFUSED, &[0; 7]];
+                    let owed = Owed::Part(Part::Bind, Some(words.into()));
+                    replaced(owed, framed(b'B', &names.concat()), &mut shared)
+                }
             };
-            return decided(
-                verdict,
-                |refused| Owed::Part(Part::Bind, refused),
-                other,
-                &mut shared,
-            );
         }
         b'F' => {
-            let verdict = judge.judge(&Command::Unknown);
-            // Function 0, no formats, no arguments, its result as text.
-            let other = || framed(b'F', &[0; 10]);
-            return decided(verdict, Owed::Query, other, &mut shared);
+            // The answer to one whose values nobody can tell cannot be masked.
+            let verdict = match judge.judge(&Command::Unknown) {
+                Verdict::Carry if judge.masked().is_some() => {
+                    let words = "the result of a function that is called by its number cannot be \
+                                 masked; SELECT it";
+                    Verdict::Refuse(words.to_owned())
+                }
+                verdict => verdict,
+            };
+            asking.in_pipeline = false;
+            return match verdict {
+                Verdict::Carry => carried(Owed::Query(None, None), &mut shared),
+                Verdict::Refuse(words) => {
+                    let owed = Owed::Query(Some(words.into()), None);
+                    // Function 0, no formats, no arguments, its result as text.
+                    replaced(owed, framed(b'F', &[0; 10]), &mut shared)
+                }
+            };
         }
         b'C' => {
             if come.len() < body && body <= MAX_NAMES {
@@ -369,8 +546,20 @@ fn decide(
             Part::Close
         }
         b'D' => Part::Describe,
-        b'E' => Part::Execute,
+        b'E' => {
+            let beginning = body.min(MAX_NAMES);
+            if come.len() < beginning {
+                return Ok(Decision::NeedMore(HEADER + beginning));
+            }
+            let Some(portal) = Reader(come).cstring() else {
+                return fault("an Execute without a name");
+            };
+            let masked = asking.execute(portal, &mut shared, judge)?;
+            asking.in_pipeline = true;
+            return carried(Owed::Execute(masked), &mut shared);
+        }
         b'S' => {
+            asking.in_pipeline = false;
             shared.owe(Owed::Sync)?;
             return Ok(Decision::Carry);
         }
@@ -378,8 +567,8 @@ fn decide(
         b'd' | b'c' | b'f' | b'H' | b'p' | b'X' => return Ok(Decision::Carry),
         kind => return fault(&format!("a message of unknown type {kind:#04x}")),
     };
-    shared.owe(Owed::Part(part, None))?;
-    Ok(Decision::Carry)
+    asking.in_pipeline = true;
+    carried(Owed::Part(part, None), &mut shared)
 }
 
 /// Decides about a Query or a Parse, whose body is None where it is too long.
@@ -388,6 +577,7 @@ fn statement(
     body: Option<&[u8]>,
     shared: &mut Shared,
     judge: &mut dyn Judge,
+    asking: &mut Asking,
 ) -> Result<Decision, RewriteError> {
     let mut reader = Reader(body.unwrap_or_default());
     let name = match (kind, body) {
@@ -416,54 +606,72 @@ fn statement(
             name,
         }),
     };
-    let words = [b"\"", REFUSED, b"\"\0"].concat();
-    match kind {
-        b'Q' => decided(verdict, Owed::Query, || framed(b'Q', &words), shared),
-        _ => {
-            let owed = |refused| Owed::Part(Part::Parse, refused);
+    let text = [b"\"", REFUSED, b"\"\0"].concat();
+    let decision = match (kind, verdict) {
+        (b'Q', Verdict::Carry) => {
+            let masked = asking.masked(shared, judge)?;
+            carried(Owed::Query(None, masked), shared)
+        }
+        (b'Q', Verdict::Refuse(words)) => {
+            let owed = Owed::Query(Some(words.into()), None);
+            replaced(owed, framed(b'Q', &text), shared)
+        }
+        (_, Verdict::Carry) => carried(Owed::Part(Part::Parse, None), shared),
+        (_, Verdict::Refuse(words)) => {
+            let owed = Owed::Part(Part::Parse, Some(words.into()));
             // Of no name: one that the agent gives is not taken.
-            let other = || framed(b'P', &[&[0][..], &words, &[0, 0]].concat());
-            decided(verdict, owed, other, shared)
+            let other = [&[0][..], &text, &[0, 0]].concat();
+            replaced(owed, framed(b'P', &other), shared)
         }
-    }
+    };
+    asking.in_pipeline = kind == b'P';
+    decision
 }
 
-/// What follows from a verdict.
-fn decided(
-    verdict: Verdict,
-    owed: impl FnOnce(Option<Box<str>>) -> Owed,
-    other: impl FnOnce() -> Vec<u8>,
-    shared: &mut Shared,
-) -> Result<Decision, RewriteError> {
-    match verdict {
-        Verdict::Carry => {
-            shared.owe(owed(None))?;
-            Ok(Decision::Carry)
-        }
-        Verdict::Refuse(words) => {
-            shared.owe(owed(Some(words.into())))?;
-            Ok(Decision::Replace(other()))
-        }
-    }
+fn carried(owed: Owed, shared: &mut Shared) -> Result<Decision, RewriteError> {
+    shared.owe(owed)?;
+    Ok(Decision::Carry)
 }
 
-fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
+fn replaced(owed: Owed, other: Vec<u8>, shared: &mut Shared) -> Result<Decision, RewriteError> {
+    shared.owe(owed)?;
+    Ok(Decision::Replace(other))
+}
+
+pub(super) fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = (body.len() as u32 + 4).to_be_bytes();
     [&[kind][..], &length, body].concat()
 }
 
 // ---- From the server
 
-/// Follows what the server answers, and replaces the errors that stand for a refusal.
+/// Follows what the server answers, replaces the errors that stand for a refusal, and masks.
 #[derive(Debug)]
 pub struct FromServer {
     shared: Arc<Mutex<Shared>>,
     state: State,
+    /// The result whose rows come, where it is masked.
+    rows: Option<Rows>,
+    /// Rows that are copied out, where they are masked.
+    copied: Option<Copied>,
+}
+
+/// How much of a message of this type must have come to be looked into; None: its head is enough.
+fn longest(kind: u8, shared: &Shared, is_copied: bool) -> Option<usize> {
+    match kind {
+        b'S' | b'E' | b'Z' => Some(MAX_ANSWER),
+        _ if shared.is_ours(kind) => Some(MAX_ROW),
+        b'N' | b'A' if shared.masked.is_some() => Some(MAX_ANSWER),
+        b'T' | b'D' | b'G' | b'H' | b'W' if shared.masked().is_some() => Some(MAX_ROW),
+        b'd' if is_copied => Some(MAX_ROW),
+        _ => None,
+    }
 }
 
 impl FromServer {
     fn carry(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError> {
-        let mut shared = lock(&self.shared);
+        let known = Arc::clone(&self.shared);
+        let mut shared = lock(&known);
         loop {
             match &mut self.state {
                 State::Startup(held) | State::Head(held) => {
@@ -473,37 +681,28 @@ impl FromServer {
                     let Some((kind, body)) = message(held)? else {
                         return Ok(Next::Continue);
                     };
-                    let is_looked_into = matches!(kind, b'S' | b'E');
-                    if is_looked_into && body > MAX_ANSWER {
-                        return fault("an error or a parameter without end");
-                    }
-                    let length = if is_looked_into {
-                        HEADER + body
-                    } else {
-                        HEADER
+                    let longest = longest(kind, &shared, self.copied.is_some());
+                    let length = match longest {
+                        Some(longest) if body > longest => {
+                            return fault(&format!(
+                                "a message of {body} bytes that has to be looked into; {longest} \
+                                 bytes are read at most"
+                            ));
+                        }
+                        Some(_) => HEADER + body,
+                        None => HEADER,
                     };
                     if !fill(held, length, &mut input) {
                         return Ok(Next::Continue);
                     }
                     let left = (HEADER + body).saturating_sub(held.len());
+                    let mut held = std::mem::take(held);
                     let come = held.get(HEADER..).unwrap_or_default();
-                    match kind {
-                        b'S' => shared.parameter(come),
-                        b'E' => {
-                            if let Some(words) = shared.failed() {
-                                let hint = "`mantled policy explain` tells more about the session";
-                                *held = error_response(
-                                    Severity::Error,
-                                    "42501",
-                                    &format!("refused by mantled: {words}"),
-                                    None,
-                                    Some(hint),
-                                );
-                            }
-                        }
-                        kind => shared.answered(kind),
+                    match self.answered(kind, come, &mut shared)? {
+                        Answer::Carry => out.append(&mut held),
+                        Answer::Replace(other) => out.extend_from_slice(&other),
+                        Answer::Leave => {}
                     }
-                    out.append(held);
                     self.state = State::Pass(left);
                 }
                 State::Pass(0) | State::Leave(0) => self.state = State::Head(Vec::new()),
@@ -515,6 +714,146 @@ impl FromServer {
             }
         }
     }
+
+    /// What becomes of a message of the server's; `body` is whole where it is looked into.
+    fn answered(
+        &mut self,
+        kind: u8,
+        body: &[u8],
+        shared: &mut Shared,
+    ) -> Result<Answer, RewriteError> {
+        if shared.is_ours(kind) {
+            return self.ours(kind, body, shared);
+        }
+        match kind {
+            b'S' => shared.parameter(body),
+            b'Z' => {
+                shared.status = body.first().copied().unwrap_or_default();
+                (self.rows, self.copied) = (None, None);
+                shared.answered(kind);
+            }
+            b'E' => {
+                let masked = shared.masked().or(shared.masked.as_ref()).cloned();
+                (self.rows, self.copied) = (None, None);
+                if let Some(words) = shared.failed() {
+                    let hint = "`mantled policy explain` tells more about the session";
+                    return Ok(Answer::Replace(error_response(
+                        Severity::Error,
+                        "42501",
+                        &format!("refused by mantled: {words}"),
+                        None,
+                        Some(hint),
+                    )));
+                }
+                if let Some(masked) = masked {
+                    let catalogue = shared.catalogue.as_ref();
+                    let other = masking::words(kind, body, &masked, catalogue)?;
+                    return Ok(Answer::Replace(other));
+                }
+            }
+            b'N' => {
+                if let Some(masked) = shared.masked().or(shared.masked.as_ref()) {
+                    let catalogue = shared.catalogue.as_ref();
+                    let other = masking::words(kind, body, masked, catalogue)?;
+                    return Ok(Answer::Replace(other));
+                }
+            }
+            b'A' => {
+                if let Some(masked) = &shared.masked {
+                    return Ok(Answer::Replace(notification(body, masked)));
+                }
+            }
+            b'T' => {
+                if let Some(masked) = shared.masked() {
+                    let catalogue = shared.catalogue.as_ref();
+                    self.rows = Some(Rows::described(body, masked, catalogue)?);
+                }
+                shared.answered(kind);
+            }
+            b'D' => match (shared.masked(), &self.rows) {
+                (None, _) => {}
+                (Some(_), Some(rows)) if rows.is_carried() => {}
+                (Some(masked), Some(rows)) => {
+                    return Ok(Answer::Replace(rows.masked(body, masked)?));
+                }
+                (Some(_), None) => return fault("a row that was not described"),
+            },
+            b'H' | b'W' if shared.masked().is_some() => {
+                if kind == b'W' {
+                    return fault("replication cannot be masked");
+                }
+                self.copied = Some(Copied::described(body));
+            }
+            b'd' => {
+                if let (Some(masked), Some(copied)) = (shared.masked(), &mut self.copied) {
+                    return Ok(Answer::Replace(copied.masked(body, masked)?));
+                }
+            }
+            kind => {
+                if matches!(kind, b'C' | b'I' | b's') {
+                    (self.rows, self.copied) = (None, None);
+                }
+                shared.answered(kind);
+            }
+        }
+        Ok(Answer::Carry)
+    }
+
+    /// A part of an answer that the agent has not asked for.
+    fn ours(&mut self, kind: u8, body: &[u8], shared: &mut Shared) -> Result<Answer, RewriteError> {
+        if let Some(Owed::Portal(masked)) = shared.owed.front() {
+            self.rows = Some(match kind {
+                b'T' => Rows::described(body, masked, shared.catalogue.as_ref())?,
+                _ => Rows::none(),
+            });
+            shared.answered(kind);
+            return Ok(Answer::Leave);
+        }
+        let Some(Owed::Catalogue {
+            found,
+            has_sync,
+            closed,
+        }) = shared.owed.front_mut()
+        else {
+            return Ok(Answer::Carry);
+        };
+        match kind {
+            b'D' if found.learn(body).is_none() => {
+                return fault("its catalogue cannot be read, so that columns cannot be masked");
+            }
+            b'E' => {
+                let why = super::error_message(&framed(b'E', body)).unwrap_or_default();
+                return fault(&format!(
+                    "its catalogue cannot be read, so that columns cannot be masked: {why}"
+                ));
+            }
+            b'3' => *closed += 1,
+            _ => {}
+        }
+        let is_last = match kind {
+            b'Z' => true,
+            b'3' => !*has_sync && *closed == 2,
+            _ => false,
+        };
+        if is_last && let Some(Owed::Catalogue { found, .. }) = shared.owed.pop_front() {
+            shared.catalogue = Some(*found);
+        }
+        Ok(Answer::Leave)
+    }
+}
+
+/// What becomes of a message of the server's.
+enum Answer {
+    Carry,
+    Leave,
+    /// This is carried in its place.
+    Replace(Vec<u8>),
+}
+
+/// The NotificationResponse that is carried in this one's place.
+fn notification(body: &[u8], masked: &Masked) -> Vec<u8> {
+    let (sender, words) = body.split_at_checked(4).unwrap_or((body, &[]));
+    framed(b'A', &[sender, &masked.masker.text(words)].concat())
 }
 
 impl Shared {
@@ -533,7 +872,16 @@ impl Shared {
 
 impl Rewrite for FromServer {
     fn pass(&mut self, input: &[u8]) -> Result<usize, RewriteError> {
-        self.state.pass(input, b'D')
+        let shared = lock(&self.shared);
+        let is_carried =
+            shared.masked().is_none() || self.rows.as_ref().is_some_and(Rows::is_carried);
+        let is_ours = shared.is_ours(b'D');
+        let is_copied = self.copied.is_some();
+        self.state.pass(input, |kind| match kind {
+            b'D' => is_carried && !is_ours,
+            b'd' => !is_copied,
+            _ => false,
+        })
     }
 
     fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Next, RewriteError> {

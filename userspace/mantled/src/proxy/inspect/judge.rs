@@ -1,14 +1,15 @@
 //! From a command to the questions that policies are asked, and back to a verdict.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use mantled_mask::{Masker, Masks};
 use mantled_record::SessionRecord;
-use mantled_sql::{Dialect, Statement};
-use mantled_wire::command::{Command, Verdict};
+use mantled_sql::{Action, Dialect, Statement};
+use mantled_wire::command::{Command, Masked, Reach, Verdict};
 use tokio::sync::watch;
 
 use super::Notes;
@@ -33,11 +34,18 @@ const READINGS: usize = 16;
 /// Most fingerprints of texts that are remembered, and the longest of them in bytes.
 const TEXTS: (usize, usize) = (256, 2048);
 
+/// How long the server's tables are taken to be as they were, where the agent's own commands do not tell.
+const EPOCH: Duration = Duration::from_secs(60);
+
 /// The statements of a text, and since when they are known to be permitted.
 #[derive(Debug)]
 struct Reading {
     statements: Vec<Statement>,
     permitted: Mutex<Option<Permitted>>,
+    /// What they can have looked at.
+    reach: Arc<Reach>,
+    /// Others than these can have been meant: a cursor, a prepared statement.
+    is_alone: bool,
 }
 
 /// By these policies, at that time.
@@ -49,9 +57,19 @@ struct Permitted {
 
 impl Reading {
     fn of(statements: Vec<Statement>) -> Arc<Self> {
+        let mut reach = nothing();
+        for statement in &statements {
+            reach.add(&reach_of(statement));
+        }
+        let is_alone = statements.iter().all(|statement| {
+            statement.prepared.is_none()
+                && !matches!(&*statement.kind, "declare" | "fetch" | "move")
+        });
         Arc::new(Self {
             statements,
             permitted: Mutex::default(),
+            reach: Arc::new(reach),
+            is_alone,
         })
     }
 
@@ -78,6 +96,26 @@ impl Reading {
     }
 }
 
+/// Of a command that has looked at nothing.
+fn nothing() -> Reach {
+    Reach {
+        names: Some(BTreeSet::new()),
+        ..Reach::default()
+    }
+}
+
+fn reach_of(statement: &Statement) -> Reach {
+    let is_known = !statement.actions.contains(&Action::Unparsed);
+    Reach {
+        names: is_known.then(|| statement.names.clone()),
+        takes_rows: statement.takes_rows,
+        writes: statement
+            .actions
+            .iter()
+            .any(|action| *action != Action::Read),
+    }
+}
+
 /// Whose SQL statements are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Language {
@@ -85,10 +123,33 @@ pub(super) enum Language {
     Mysql,
 }
 
+/// What is to be done about a session.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) language: Language,
+    /// Nothing is refused; the record tells what would have been.
+    pub(super) observes: bool,
+    /// Its commands are judged; else all of them are carried.
+    pub(super) judges: bool,
+    /// Answers of its protocol can be masked.
+    pub(super) can_mask: bool,
+    /// What is masked in all of them.
+    pub(super) masks: Masks,
+}
+
 /// Of one session.
 #[derive(Debug)]
 pub(super) struct Judge {
     language: Language,
+    judges: bool,
+    can_mask: bool,
+    /// What is masked in the answers; None: nothing so far.
+    masker: Option<Arc<Masker>>,
+    /// What the statements of cursors can have looked at.
+    cursors: Reach,
+    /// What the command that was judged last can have looked at.
+    reach: Arc<Reach>,
+    began: Instant,
     terms: watch::Receiver<Terms>,
     /// The rules that `answers` are of.
     rules: Arc<Rules>,
@@ -115,13 +176,18 @@ impl Judge {
         terms: watch::Receiver<Terms>,
         case: Case,
         record: &SessionRecord,
-        observes: bool,
         notes: Notes,
-        language: Language,
+        task: Task,
     ) -> Self {
         let rules = Arc::clone(&terms.borrow().rules);
-        Self {
-            language,
+        let mut judge = Self {
+            language: task.language,
+            judges: task.judges,
+            can_mask: task.can_mask,
+            masker: None,
+            cursors: nothing(),
+            reach: Arc::new(Reach::unknown()),
+            began: Instant::now(),
             terms,
             rules,
             case,
@@ -129,14 +195,67 @@ impl Judge {
                 user: record.db_user.clone(),
                 database: record.db_namespace.clone(),
             },
-            observes,
+            observes: task.observes,
             notes,
             answers: HashMap::new(),
             prepared: HashMap::new(),
             texts: HashMap::new(),
             fingerprint: Vec::new(),
             prepared_under: None,
+        };
+        judge.masks(&task.masks);
+        judge
+    }
+
+    /// This is masked in answers from now on.
+    fn masks(&mut self, masks: &Masks) {
+        let Some(masking) = self.rules.masking().filter(|_| !masks.is_empty()) else {
+            return;
+        };
+        let known = self.masker.as_ref();
+        let masker = match known {
+            Some(masker) => masker.and(masks),
+            None => Masker::new(masks.clone(), Arc::clone(&masking.key)),
+        };
+        if known.is_none_or(|known| known.masks() != masker.masks()) {
+            let masker = Arc::new(masker);
+            self.notes.masks(&masker);
+            self.masker = Some(masker);
         }
+    }
+
+    /// What statements can have looked at, and those that they name.
+    fn reach(&mut self, reading: &Reading) -> Arc<Reach> {
+        if reading.is_alone {
+            return Arc::clone(&reading.reach);
+        }
+        let mut reach = Reach::clone(&reading.reach);
+        for statement in &reading.statements {
+            match &*statement.kind {
+                "declare" => self.cursors.add(&reach_of(statement)),
+                "fetch" | "move" => reach.add(&self.cursors),
+                _ => {}
+            }
+            let executed = statement.prepared.as_ref();
+            if let Some(name) = executed.filter(|_| statement.kind != "prepare") {
+                for named in self.readings(name.as_bytes()) {
+                    reach.add(&named.reach);
+                }
+            }
+        }
+        Arc::new(reach)
+    }
+
+    /// Why the answer to this cannot be masked as it must be; None: it can, or need not.
+    fn unmaskable(&self, reading: &Reading) -> Option<&'static str> {
+        let masks = self.masker.as_ref()?.masks();
+        let by_column = masks.columns().next().is_some() || masks.has_fields();
+        let copies = reading
+            .statements
+            .iter()
+            .any(|statement| statement.kind == "copy" && statement.actions.contains(&Action::Read));
+        (by_column && copies)
+            .then_some("what COPY gives cannot be masked by its columns; SELECT it")
     }
 
     /// Must all be answered with yes. `shape` is what the record may tell of the command.
@@ -169,14 +288,26 @@ impl Judge {
             return answer.clone();
         }
         let asked = question.asked(&self.login);
-        let answer = self
-            .rules
-            .decide_command(&self.case, asked, None)
-            .and_then(|decision| {
-                self.notes.decided(&decision.policies);
-                let words = || format!("{}: {}", question.words(), denial(&decision).text);
-                (!decision.allowed).then(words)
-            });
+        let decision = self.rules.decide_command(&self.case, asked, None);
+        let answer = decision.and_then(|decision| {
+            self.notes.decided(&decision.policies);
+            if !decision.allowed {
+                let reason = denial(&decision).text;
+                return Some(format!("{}: {reason}", question.words()));
+            }
+            if !self.observes && !decision.masks.is_empty() {
+                if !self.can_mask {
+                    return Some(format!(
+                        "{}: its answer would have to be masked ({}), and mantled cannot mask what \
+                         this service speaks",
+                        question.words(),
+                        decision.masks
+                    ));
+                }
+                self.masks(&decision.masks);
+            }
+            None
+        });
         if self.answers.len() >= REMEMBERED {
             self.answers.clear();
         }
@@ -220,6 +351,10 @@ impl Judge {
     }
 
     fn statements(&mut self, reading: &Reading) -> Verdict {
+        if !self.judges {
+            self.notes.commands(reading.statements.len());
+            return Verdict::Carry;
+        }
         let rules = Arc::clone(&self.terms.borrow().rules);
         if reading.is_permitted(&rules) {
             self.notes.commands(reading.statements.len());
@@ -318,8 +453,15 @@ impl mantled_wire::command::Judge for Judge {
                 name,
             } => {
                 let reading = self.read(*text, *plain_strings);
-                let verdict = self.statements(&reading);
+                let verdict = match self.statements(&reading) {
+                    Verdict::Carry => self.unmaskable(&reading).map_or(Verdict::Carry, |reason| {
+                        self.notes.refused("copy", reason);
+                        Verdict::Refuse(reason.to_owned())
+                    }),
+                    verdict => verdict,
+                };
                 if verdict == Verdict::Carry {
+                    self.reach = self.reach(&reading);
                     for statement in &reading.statements {
                         if statement.kind == "prepare"
                             && let Some(name) = &statement.prepared
@@ -340,14 +482,24 @@ impl mantled_wire::command::Judge for Judge {
                 verdict
             }
             Command::Prepared { name } => match self.language {
-                Language::Postgresql => self.prepared(name),
+                Language::Postgresql => {
+                    let mut reach = nothing();
+                    for reading in self.readings(name) {
+                        reach.add(&self.reach(&reading));
+                    }
+                    self.reach = Arc::new(reach);
+                    self.prepared(name)
+                }
                 Language::Mysql => self.prepared_under(),
             },
             Command::Closed { name } => {
                 self.prepared.remove(*name);
                 Verdict::Carry
             }
-            Command::Unknown => self.statements(&Reading::of(vec![Statement::unparsed()])),
+            Command::Unknown => {
+                self.reach = Arc::new(Reach::unknown());
+                self.statements(&Reading::of(vec![Statement::unparsed()]))
+            }
             Command::Request {
                 method,
                 host,
@@ -368,5 +520,17 @@ impl mantled_wire::command::Judge for Judge {
                 self.verdict(vec![question], shape)
             }
         }
+    }
+
+    fn masked(&self) -> Option<Masked> {
+        let masker = self.masker.as_ref().filter(|_| !self.observes)?;
+        let masks_columns = masker.masks().columns().next().is_some();
+        let columns = self.rules.masking().filter(|_| masks_columns);
+        Some(Masked {
+            masker: Arc::clone(masker),
+            columns: columns.map_or_else(|| Arc::from([]), |masking| Arc::clone(&masking.columns)),
+            epoch: self.began.elapsed().as_secs() / EPOCH.as_secs(),
+            reach: Arc::clone(&self.reach),
+        })
     }
 }

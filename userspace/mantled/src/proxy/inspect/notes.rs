@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use mantled_mask::Masker;
 use mantled_record::SessionRecord;
 
 /// Most refusals that a record tells.
@@ -24,6 +25,8 @@ struct Seen {
     refused: u64,
     policies: BTreeSet<String>,
     refusals: Vec<String>,
+    /// Counts what it masks.
+    masker: Option<Arc<Masker>>,
 }
 
 impl Notes {
@@ -43,6 +46,11 @@ impl Notes {
     /// So many more were asked about.
     pub(super) fn commands(&self, count: usize) {
         self.with(|seen| seen.commands += count as u64);
+    }
+
+    /// Answers are masked from now on.
+    pub(super) fn masks(&self, masker: &Arc<Masker>) {
+        self.with(|seen| seen.masker = Some(Arc::clone(masker)));
     }
 
     /// These policies have decided about one.
@@ -72,6 +80,7 @@ impl Notes {
             record.commands = Some(seen.commands);
             record.commands_refused = Some(seen.refused);
             record.refusals.clone_from(&seen.refusals);
+            record.masked = seen.masker.as_ref().map(|masker| masker.count());
             for policy in &seen.policies {
                 if !record.policies.contains(policy) {
                     record.policies.push(policy.clone());
